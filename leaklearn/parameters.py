@@ -1,0 +1,89 @@
+"""What a notebook's `parameters` cell declares: names, types, defaults and help.
+
+The cell holds one literal a line, `name: type = value  # help`. It is parsed rather than executed, so that settings
+can be checked against it before the first notebook starts.
+"""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+
+TAG = "parameters"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell.
+
+    Parameters
+    ----------
+    name : str
+        Name of the variable.
+    type : str
+        Its annotation as written, such as `"list[int]"`; the type of the default where there is none.
+    default : object
+        The literal's value.
+    help : str
+        The comment at the end of the line; empty where there is none.
+    """
+
+    name: str
+    type: str
+    default: object
+    help: str
+
+
+def read(notebook: Path) -> dict[str, Parameter]:
+    """Parameters of a notebook, by name, in the order of its cell; empty when no cell is tagged `parameters`.
+
+    Raises
+    ------
+    ValueError
+        If the notebook cannot be read, or its parameters cell holds anything but `name: type = literal` lines.
+    """
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise ValueError(f"cannot read the notebook {notebook}: {error}") from error
+    tagged = [cell.source for cell in cells if TAG in cell.metadata.get("tags", [])]
+    return parse(tagged[0], where=notebook.name) if tagged else {}
+
+
+def parse(source: str, where: str = "the parameters cell") -> dict[str, Parameter]:
+    """Parameters in the source text of a parameters cell; `where` names it in errors.
+
+    Raises
+    ------
+    ValueError
+        If a statement is not an assignment of a literal to a name.
+    """
+    lines = source.splitlines()
+    found: dict[str, Parameter] = {}
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        message = f"{where}: the parameters cell is not valid Python: {error.msg}, line {error.lineno}"
+        raise ValueError(message) from error
+    for statement in statements:
+        try:
+            target, value = _assignment(statement)
+            default = ast.literal_eval(value)
+        except ValueError:
+            line = lines[statement.lineno - 1].strip()
+            raise ValueError(f"{where}: a parameter is written `name: type = literal  # help`, not `{line}`") from None
+        annotation = statement.annotation if isinstance(statement, ast.AnnAssign) else None
+        kind = ast.unparse(annotation) if annotation else type(default).__name__
+        comment = lines[statement.end_lineno - 1].encode()[statement.end_col_offset :].decode()
+        found[target] = Parameter(target, kind, default, comment.strip().lstrip("#").strip())
+    return found
+
+
+def _assignment(statement: ast.stmt) -> tuple[str, ast.expr]:
+    """Name and value of `name: type = value` or `name = value`."""
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value is not None:
+        return statement.target.id, statement.value
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1 and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id, statement.value
+    raise ValueError("not an assignment to a name")

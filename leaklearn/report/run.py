@@ -1,0 +1,167 @@
+"""One execution of one notebook: where its figures, tables and metrics go, and what made them.
+
+    run = start("02_linear_layer_leakage", globals())
+    run.table(frame, "lll_leakage", caption="Leak rate of each attack.")
+    run.figure(fig, "leak_rate", caption="Leak rate against the FC factor.")
+    run.metrics({"largest_gap": 0.013})
+    run.finish()
+
+Everything is collected in a hidden folder beside `outputs/<preset>/<notebook>/` and takes that folder's place in
+`finish`. So that folder always holds one complete run: one that fails or is killed leaves the results before it alone.
+"""
+
+import io
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+import pandas as pd
+import psutil
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from leaklearn import parameters
+from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.report import provenance
+from leaklearn.report.files import plain, write_bytes, write_json, write_text
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+
+def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPOSITORY) -> "Run":
+    """Begin a run: take the parameters' values from the notebook and make an empty folder for its results.
+
+    Parameters
+    ----------
+    notebook : str
+        Name of the notebook without `.ipynb`.
+    namespace : mapping
+        `globals()` of the notebook; `preset` in it (default `"smoke"`) names the folder under `outputs/`.
+    paths : Paths
+        Where notebooks and outputs are.
+
+    Raises
+    ------
+    ValueError
+        If there is no such notebook, a parameter has no value yet, or `preset` cannot be a folder's name.
+    """
+    file = paths.notebook(notebook)
+    if not file.is_file():
+        near = get_close_matches(notebook, paths.notebook_names(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"notebooks are in {paths.notebooks}"
+        raise ValueError(f"there is no notebook {notebook!r}: {hint}")
+    names = parameters.read(file)
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise ValueError(f"{notebook}: no value for {', '.join(missing)}: run the parameters cell before `start`")
+    values = {name: namespace[name] for name in names}
+    preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
+    return Run(notebook, preset, values, paths)
+
+
+class Run:
+    """Collects the results of one execution; made by `start`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where this run writes now: a hidden folder until `finish`, the notebook's own folder after it.
+    parameters : dict
+        Values of the notebook's parameters.
+    """
+
+    def __init__(self, notebook: str, preset: str, values: dict[str, object], paths: Paths) -> None:
+        self.notebook, self.preset, self.parameters, self.paths = notebook, preset, values, paths
+        self.destination = paths.results(preset, notebook)
+        self.folder = self.destination.with_name(f".{notebook}.{os.getpid()}")
+        self.captions: dict[str, str] = {}
+        self._metrics: dict[str, object] = {}
+        self._started, self._clock = datetime.now(UTC), time.perf_counter()
+        remove_abandoned(paths.outputs / preset, notebook)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def __repr__(self) -> str:
+        return f"Run({self.notebook!r}, preset={self.preset!r}, folder={str(self.folder)!r})"
+
+    def figure(self, fig: Figure, name: str, caption: str = "") -> Figure:
+        """Save `fig_<name>.png` and `.pdf` and give the figure back; as the last line of a cell it is shown once.
+
+        The figure is closed for pyplot, which would show it a second time.
+        """
+        stem = "fig_" + _checked_name(name, "figure name")
+        for kind in ("png", "pdf"):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+            write_bytes(self.folder / f"{stem}.{kind}", buffer.getvalue())
+        self.captions[f"{stem}.png"] = caption
+        plt.close(fig)
+        return fig
+
+    def table(self, frame: pd.DataFrame, name: str, caption: str = "") -> pd.DataFrame:
+        """Save `<name>.csv`, one row a measurement, without the index, and give the frame back to be shown."""
+        file = f"{_checked_name(name, 'table name')}.csv"
+        write_text(self.folder / file, frame.to_csv(index=False))
+        self.captions[file] = caption
+        return frame
+
+    def metrics(self, values: Mapping[str, object]) -> dict[str, object]:
+        """Add single numbers to `metrics.json`; a name given twice keeps the later value. Gives all back so far."""
+        self._metrics.update(plain(values))
+        write_json(self.folder / "metrics.json", self._metrics)
+        return dict(self._metrics)
+
+    def finish(self) -> pd.DataFrame:
+        """Write `provenance.json`, put the results in their place, and list the files with their size in KiB.
+
+        A second call writes the provenance again and moves nothing.
+        """
+        write_json(self.folder / "provenance.json", self._provenance())
+        if self.folder != self.destination:
+            replace_folder(self.folder, self.destination)
+            self.folder = self.destination
+        files = sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        names = [f"outputs/{self.preset}/{self.notebook}/{path.name}" for path in files]
+        return pd.DataFrame({"file": names, "KiB": [round(path.stat().st_size / 1024, 1) for path in files]})
+
+    def _provenance(self) -> dict[str, object]:
+        return {
+            "notebook": self.notebook,
+            "preset": self.preset,
+            "parameters": self.parameters,
+            "started": self._started.isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._clock, 1),
+            "peak_memory_mib": provenance.peak_memory_mib(),
+            "device": provenance.device(),
+            "versions": provenance.versions(),
+            "git": provenance.commit(self.paths.root),
+            "captions": self.captions,
+        }
+
+
+def replace_folder(new: Path, destination: Path) -> None:
+    """Put `new` in the place of `destination`; what was there is set aside first and removed last."""
+    aside = destination.with_name(f"{new.name}.old")
+    if destination.exists():
+        os.replace(destination, aside)
+    os.replace(new, destination)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, notebook: str) -> None:
+    """Remove hidden files and folders that runs of `notebook` left in `folder` when their process was killed."""
+    for path in folder.glob(f".{notebook}.*"):
+        process = path.name.removeprefix(f".{notebook}.").split(".")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _checked_name(name: str, what: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{what} {name!r} becomes the name of a file: use letters, digits, '_' and '-' only")
+    return name
