@@ -1,0 +1,240 @@
+"""The networks of the experiments: LeNet, a small ConvNet and a CIFAR-style ResNet-18.
+
+All three share one contract, so that attacks, federation and training need to know nothing else:
+
+* they take float images in [0, 1]; their first submodule, ``normalise``, holds the data set's mean and std as buffers;
+* ``head`` is the last linear layer, ``features(x)`` its flattened input, and ``forward`` is ``head(features(x))``;
+* they run under ``torch.func``: nothing depends on data values, and the only state that a forward pass changes are the
+  running statistics of batch norm in train mode.
+
+Batch norm is PyTorch's own. Under ``functional_call`` in train mode it updates the running statistics *in place in the
+tensors it is handed*; under ``vmap`` these must therefore be one copy per client, stacked (`stack_state`), not one shared
+tensor. A batch-norm network in eval mode only reads them, so there one shared tensor will do.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from leaklearn.data.images import DataInfo
+
+NETWORKS = ("lenet", "convnet", "resnet18")
+NORMS = ("batch", "group", "none")
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "leaky_relu": partial(nn.LeakyReLU, 0.1)}
+
+# Groups of group norm: 8 keeps several channels in each group from 16 channels on (a group of one would lose its mean).
+NORM_GROUPS = 8
+
+
+class Normalise(nn.Module):
+    """Shift and scale images in [0, 1] by the data set's channel mean and standard deviation.
+
+    Parameters
+    ----------
+    mean, std
+        One value per channel, in units of the [0, 1] range. Kept as buffers of shape (C, 1, 1).
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise ValueError(f"models take float images in [0, 1], not {images.dtype}; convert with ImageSet.float()")
+        return (images - self.mean) / self.std
+
+
+class Network(nn.Module):
+    """``normalise`` -> ``body`` -> flatten -> ``head``; `build` makes them.
+
+    Parameters
+    ----------
+    info
+        The data set's description: shape (C, H, W), number of classes, mean and std.
+    body
+        The layers from (N, C, H, W) to the features, before flattening.
+    settings
+        What `build` was called with, for ``repr`` and for provenance.
+    """
+
+    def __init__(self, info: DataInfo, body: nn.Module, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.normalise = Normalise(info.mean, info.std)
+        self.body = body
+        body.eval()  # measuring the feature width must not touch the running statistics
+        with torch.no_grad():
+            width = body(torch.zeros(1, *info.shape)).flatten(1).shape[1]
+        body.train()
+        self.head = nn.Linear(width, info.num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Input of the last linear layer: (N, C, H, W) in [0, 1] -> (N, head.in_features)."""
+        return self.body(self.normalise(images)).flatten(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (logits): (N, C, H, W) in [0, 1] -> (N, classes)."""
+        return self.head(self.features(images))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+
+
+class Residual(nn.Module):
+    """Basic block of ResNet-18: two 3x3 convolutions and a shortcut, projected where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, activation: str) -> None:
+        super().__init__()
+        self.first = conv(inputs, outputs, norm, activation, stride=stride)
+        self.second = conv(outputs, outputs, norm, None)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else conv(inputs, outputs, norm, None, stride=stride, kernel=1)
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.second(self.first(x)) + self.shortcut(x))
+
+
+def conv(
+    inputs: int, outputs: int, norm: str, activation: str | None, *, stride: int = 1, kernel: int = 3
+) -> nn.Sequential:
+    """Convolution, norm layer, activation; the convolution has a bias only where no norm layer would cancel it."""
+    layers = [nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=norm == "none")]
+    if norm == "batch":
+        layers.append(nn.BatchNorm2d(outputs))
+    elif norm == "group":
+        layers.append(nn.GroupNorm(gcd(NORM_GROUPS, outputs), outputs))
+    if activation is not None:
+        layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+def _lenet(channels: int, width: int, norm: str, activation: str) -> nn.Module:
+    """Three 5x5 convolutions, strides 2, 2, 1, as in Deep Leakage from Gradients (Zhu et al., NeurIPS 2019)."""
+    block = partial(conv, norm=norm, activation=activation, kernel=5)
+    return nn.Sequential(block(channels, width, stride=2), block(width, width, stride=2), block(width, width))
+
+
+def _convnet(channels: int, width: int, norm: str, activation: str) -> nn.Module:
+    """Three 3x3 convolutions, the last two of stride 2, pooled to 4x4: strided rather than max-pooled, so that the
+    network stays smooth when its activation is (a smooth network is the easier one to invert)."""
+    block = partial(conv, norm=norm, activation=activation)
+    return nn.Sequential(
+        block(channels, width),
+        block(width, 2 * width, stride=2),
+        block(2 * width, 4 * width, stride=2),
+        nn.AdaptiveAvgPool2d(4),
+    )
+
+
+def _resnet18(channels: int, width: int, norm: str, activation: str) -> nn.Module:
+    """ResNet-18 for small images (He et al., CVPR 2016): 3x3 stem of stride 1, no max-pooling, global pooling."""
+    layers: list[nn.Module] = [conv(channels, width, norm, activation)]
+    inputs = width
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        outputs = width * 2**stage
+        layers += [Residual(inputs, outputs, stride, norm, activation), Residual(outputs, outputs, 1, norm, activation)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
+
+
+# name -> (body, channels of the first layer, norm, activation): what the network is when nothing else is asked for
+_BODIES = {
+    "lenet": (_lenet, 12, "none", "sigmoid"),
+    "convnet": (_convnet, 32, "batch", "relu"),
+    "resnet18": (_resnet18, 64, "batch", "relu"),
+}
+
+
+def build(
+    name: str,
+    data: Any,
+    *,
+    norm: str | None = None,
+    activation: str | None = None,
+    width: int | None = None,
+    seed: int = 0,
+) -> Network:
+    """Make an untrained network for a data set.
+
+    Parameters
+    ----------
+    name
+        ``"lenet"``: the sigmoid LeNet of the gradient-inversion papers (weights and biases uniform in [-0.5, 0.5]);
+        ``"convnet"``: a small ConvNet, the default learner on two cores; ``"resnet18"``: ResNet-18 for small images.
+    data
+        A `Dataset`, an `ImageSet` or a `DataInfo`: gives shape (C, H, W), classes, mean and std.
+    norm
+        ``"batch"``, ``"group"`` or ``"none"``. None: batch, but none in LeNet, which has no norm layers in the papers.
+    activation
+        ``"relu"``, ``"gelu"``, ``"sigmoid"`` or ``"leaky_relu"``. None: ReLU, but sigmoid in LeNet.
+    width
+        Channels of the first convolution. None: 12 (lenet), 32 (convnet), 64 (resnet18).
+    seed
+        Seed of the initial weights; the same seed gives the same weights whatever the global random state, which
+        is left as it was.
+
+    Returns
+    -------
+    Network
+        On the CPU, in train mode.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, norm or activation, a width below 1, or images that are not (C, H, W) of at least 8x8.
+    """
+    body, default_width, default_norm, default_activation = _BODIES[_one_of(name, NETWORKS, "network")]
+    norm = default_norm if norm is None else _one_of(norm, NORMS, "norm layer")
+    activation = default_activation if activation is None else _one_of(activation, tuple(ACTIVATIONS), "activation")
+    width = default_width if width is None else width
+    if width < 1:
+        raise ValueError(f"width is {width}; a network needs at least one channel")
+    info = getattr(data, "info", data)
+    shape = tuple(info.shape)
+    if len(shape) != 3 or min(shape[1:]) < 8:
+        raise ValueError(f"image shape {shape}; the networks take (channels, height, width) of at least 8x8 pixels")
+
+    settings = {"name": name, "norm": norm, "activation": activation, "width": width, "seed": seed}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(info, body(shape[0], width, norm, activation), settings)
+        if name == "lenet":
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):  # as in DLG; norm layers, if asked for, keep their 1 and 0
+                    for parameter in module.parameters():
+                        nn.init.uniform_(parameter, -0.5, 0.5)
+    return network
+
+
+def stack_state(model: nn.Module, clients: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers of one model, copied for each client along a new first axis.
+
+    The stacked copies own their memory, so ``vmap(grad(...))`` over them may update batch-norm statistics in place.
+
+    Returns
+    -------
+    tuple of dict
+        Parameters and buffers by name, each of shape (clients, ...), detached.
+    """
+    if clients < 1:
+        raise ValueError(f"clients is {clients}; at least one is needed")
+
+    def copies(named: Any) -> dict[str, Tensor]:
+        return {key: value.detach().expand(clients, *value.shape).clone() for key, value in named}
+
+    return copies(model.named_parameters()), copies(model.named_buffers())
+
+
+def _one_of(value: str, valid: tuple[str, ...], what: str) -> str:
+    if value not in valid:
+        raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(valid)}")
+    return value
