@@ -1,0 +1,10 @@
+"""Images as tensors: data sets and where they come from, client partitions, batched augmentation.
+
+Nothing here knows about federation or attacks; every other part of the package may import from here.
+"""
+
+from leaklearn.data.datasets import load
+from leaklearn.data.images import DataInfo, Dataset, ImageSet
+from leaklearn.data.partition import partition
+
+__all__ = ["DataInfo", "Dataset", "ImageSet", "load", "partition"]
