@@ -26,9 +26,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from leaklearn import parameters
+from leaklearn.files import plain, write_bytes, write_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report import provenance
-from leaklearn.report.files import plain, write_bytes, write_json, write_text
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
