@@ -1,0 +1,80 @@
+# The commands of the project. Each builds .venv itself; all it takes is Python 3.11 or newer, git and make.
+#   make reproduce PRESET=smoke ONLY="00_overview 02_linear_layer_leakage"
+
+PYTHON ?= python3
+PRESET ?= laptop
+ONLY   ?=
+SET    ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+LOG   := $(VENV)/install.log
+STAMP := $(VENV)/.installed
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+# A kernel of the same name that the user has elsewhere must not be taken for ours.
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lab bench refresh strip clean moved
+
+help:  ## show this list
+	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo "Settings: PRESET=smoke|laptop|paper (or a folder you make in params/), ONLY=\"02 90\", SET=\"name=value ...\", PYTHON=python3.12"
+
+reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and write outputs/<preset>/report.html
+	@$(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET))
+
+test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest $(NBVAL) tests notebooks
+
+lab: $(STAMP)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir notebooks
+
+bench: $(STAMP)  ## run the benchmarks
+	@set -- benchmarks/*.py; test -e "$$1" || { echo "There are no benchmarks yet." >&2; exit 1; }; \
+	for file in "$$@"; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs that the tests compare
+	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	@$(MAKE) --no-print-directory strip
+
+strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged keep_output
+	@$(BIN)/nbstripout --keep-count notebooks/*.ipynb
+
+clean:  ## remove caches and results (not outputs/paper, not .venv)
+	@test ! -d outputs || find outputs -mindepth 1 -maxdepth 1 ! -name paper -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache build dist
+	@find leaklearn tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+# The stamp holds the folder it was made in: an environment copied or moved with its folder is not usable and is made again.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): moved
+endif
+
+$(STAMP): pyproject.toml requirements-lock.txt
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "make: there is no '$(PYTHON)': install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "make: '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: '$(PYTHON)' has no venv or pip: install them (Debian: apt install python3-venv) or name another: make PYTHON=..." >&2; exit 1; }
+	@rm -f $(STAMP); grep -qs "$(CURDIR)/$(BIN)" $(BIN)/pip || "$(PYTHON)" -m venv --clear $(VENV) || \
+	  { echo "make: '$(PYTHON)' could not create $(VENV)" >&2; exit 1; }
+	@echo "Installing into $(VENV), once: one to several minutes (log: $(LOG))"; : >$(LOG)
+	@$(call install,-c requirements-lock.txt) || \
+	  { echo "  the versions of requirements-lock.txt do not install here: taking what pyproject.toml allows"; $(call install,); } || \
+	  { echo "make: installing failed: $$(grep '^ERROR' $(LOG) | tail -n 1) (all of it: $(LOG))" >&2; exit 1; }
+	@echo "$(CURDIR)" > $@
+
+# pip in the background, and a line of progress every 20 seconds.
+define install
+{ $(BIN)/python -m pip install --disable-pip-version-check --no-input $(1) -e '.[test]' >>$(LOG) 2>&1 & pip=$$!; \
+  trap "kill $$pip; exit 130" INT TERM; seconds=0; \
+  while kill -0 $$pip 2>/dev/null; do sleep 1; seconds=$$((seconds + 1)); \
+    if [ $$((seconds % 20)) -eq 0 ]; then echo "  $$seconds s: $$(grep -c '^Collecting' $(LOG)) packages found"; fi; done; \
+  wait $$pip; }
+endef
