@@ -1,0 +1,142 @@
+"""Clients: they hold images, and answer a payload with an update."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leaklearn.data.images import ImageSet
+from leaklearn.data.partition import partition
+from leaklearn.federated.exchange import Payload, SecureAggregation, Updates
+from leaklearn.federated.local import clients_at_once, local_updates
+from leaklearn.federated.protocols import Draw, Protocol, draw
+
+
+@dataclass(frozen=True, eq=False)
+class Client:
+    """One participant.
+
+    Attributes
+    ----------
+    id : int
+        Its number in the federation.
+    data : ImageSet
+        Its images and labels, which never leave it: only updates do.
+    """
+
+    id: int
+    data: ImageSet
+
+    def respond(self, payload: Payload, protocol: Protocol, seed: int = 0) -> Updates:
+        """This client's update alone; see `respond` for many clients at once."""
+        return respond([self], payload, protocol, seed)
+
+    def __repr__(self) -> str:
+        return f"Client({self.id}: {len(self.data)} images)"
+
+
+def make_clients(
+    train: ImageSet,
+    clients: int,
+    *,
+    alpha: float | None = None,
+    shards_per_client: int | None = None,
+    seed: int = 0,
+) -> list[Client]:
+    """Share a training set among clients: `leaklearn.data.partition`, as `Client` objects numbered from 0."""
+    parts = partition(train, clients, alpha=alpha, shards_per_client=shards_per_client, seed=seed)
+    return [Client(i, part) for i, part in enumerate(parts)]
+
+
+def respond(
+    clients: Sequence[Client],
+    payload: Payload,
+    protocol: Protocol,
+    seed: int = 0,
+    *,
+    secure: bool = False,
+    at_once: int | None = None,
+) -> Updates:
+    """Updates of all clients, computed in batched programs.
+
+    Parameters
+    ----------
+    clients
+        Who answers.
+    payload
+        What the server sent; the computation runs on its device.
+    protocol
+        `FedSGD` or `FedAvg`.
+    seed
+        Decides the mini-batches (`draw_batches` with the same seed tells which they were).
+    secure
+        Return only the sum over the clients (secure aggregation).
+    at_once
+        Clients in one program; None chooses by device and batch size. It changes speed and memory, not the draw.
+
+    Returns
+    -------
+    Updates
+        One row a client, or with `secure` their sum.
+
+    Raises
+    ------
+    ValueError
+        If a batch is larger than a client's data, or no client is given.
+    FloatingPointError
+        If an update is not finite.
+    """
+    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once)
+    if secure:
+        aggregation = SecureAggregation(payload, len(clients))
+        for chunk in chunks:
+            aggregation.add(chunk)
+        return aggregation.result()
+    parts = list(chunks)
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return Updates(
+        first.kind,
+        {name: torch.cat([part.tensors[name] for part in parts]) for name in first.tensors},
+        {name: torch.cat([part.buffers[name] for part in parts]) for name in first.buffers},
+        torch.cat([part.clients for part in parts]),
+        protocol,
+    )
+
+
+def respond_in_chunks(
+    clients: Sequence[Client], payload: Payload, protocol: Protocol, seed: int = 0, *, at_once: int | None = None
+) -> Iterator[Updates]:
+    """`respond`, but chunk by chunk, so that the updates of a thousand clients need never be in memory together."""
+    positions = draw_batches(clients, protocol, seed).positions
+    device = payload.device
+    at_once = clients_at_once(protocol, device) if at_once is None else at_once
+    for start in range(0, len(clients), at_once):
+        group = clients[start : start + at_once]
+        images, labels = gather(group, positions[start : start + at_once])
+        tensors, buffers = local_updates(payload, protocol, images.to(device).float() / 255, labels.to(device))
+        yield Updates(protocol.kind, tensors, buffers, torch.tensor([client.id for client in group]), protocol)
+
+
+def draw_batches(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -> Draw:
+    """The mini-batches that `respond` uses with this seed. Truth: for simulation and scoring only."""
+    return draw([len(client.data) for client in clients], protocol, seed)
+
+
+def gather(clients: Sequence[Client], positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels at (K, ...) positions within each client's data.
+
+    Returns
+    -------
+    tuple of Tensor
+        Images (K, ..., C, H, W) uint8 and labels (K, ...) int64. Truth: for simulation and scoring only.
+    """
+    chosen = [client.data[row.flatten()] for client, row in zip(clients, positions, strict=True)]
+    shape = chosen[0].images.shape[1:]
+    images = torch.stack([part.images for part in chosen]).view(*positions.shape, *shape)
+    labels = torch.stack([part.labels for part in chosen]).view(positions.shape)
+    return images, labels

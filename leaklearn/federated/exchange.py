@@ -1,0 +1,155 @@
+"""What goes over the wire: the payload that a server sends and the updates that clients send back.
+
+Nothing in this module, nor in any object it defines, holds a client's images or labels: an attacker that is given a
+`Payload` and `Updates` has what a real server has, and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """A model as the server sends it, honest or malicious.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The architecture; its own parameter values are never used.
+    parameters, buffers : dict of str to Tensor
+        The values sent.
+    disjoint : frozenset of str
+        Names of parameters in which every client works on coordinates of its own, all others exactly zero for it, so
+        that a sum over clients keeps them apart. Only LOKI's identity mapping sets make such parameters (Zhao et al.,
+        IEEE S&P 2024). Each client's tensor then holds its own coordinates only; nothing is built densely over clients.
+    """
+
+    model: nn.Module
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    disjoint: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, model: nn.Module, disjoint: Iterable[str] = ()) -> Payload:
+        """Take a copy of the model's present values as what is sent."""
+        return cls(
+            model,
+            {name: value.detach().clone() for name, value in model.named_parameters()},
+            {name: value.detach().clone() for name, value in model.named_buffers()},
+            frozenset(disjoint),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    def __repr__(self) -> str:
+        count = sum(value.numel() for value in self.parameters.values())
+        return f"Payload({type(self.model).__name__}, {count:,} parameters, {4 * count / 2**20:.1f} MiB as float32)"
+
+
+@dataclass(frozen=True, eq=False)
+class Updates:
+    """The answers of K clients to one payload, stacked along a first axis, or their sum.
+
+    Attributes
+    ----------
+    kind : str
+        ``"gradient"`` (FedSGD: the gradient of the mean loss over one batch) or ``"delta"`` (FedAvg: weights after
+        local training minus weights before).
+    tensors : dict of str to Tensor
+        By parameter name. Of single clients: (K, ...). Of a sum: (1, ...), but (K, ...) for disjoint parameters.
+    buffers : dict of str to Tensor
+        Batch-norm buffers after local training, stacked in the same way; summed as the tensors are.
+    clients : Tensor
+        (K,) int64 ids of the clients.
+    summed : bool
+        Whether the server sees only the sum over `clients` (secure aggregation).
+    protocol : object
+        The `FedSGD` or `FedAvg` settings that the clients followed; the server ordered them, so it knows them.
+    """
+
+    kind: str
+    tensors: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    clients: Tensor
+    protocol: Any
+    summed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.clients)
+
+    def __repr__(self) -> str:
+        what = f"sum over {len(self)} clients" if self.summed else f"{len(self)} clients"
+        return f"Updates({self.kind}, {what}, {self.protocol!r})"
+
+
+@dataclass(eq=False)
+class SecureAggregation:
+    """Adds up client updates so that the server learns the sum and nothing else (Bonawitz et al., CCS 2017).
+
+    The cryptography is not simulated, only what it leaves visible. Updates may come in any number of chunks; a
+    chunk is folded in and can be forgotten. Parameters that the payload marks as disjoint keep one tensor for each
+    client, which is what the sum over clients of their zero-padded tensors holds.
+
+    Parameters
+    ----------
+    payload : Payload
+        What the clients were sent.
+    clients : int
+        How many clients will be added, for the memory to be taken once.
+    """
+
+    payload: Payload
+    clients: int
+    _added: int = field(default=0, init=False)
+    _ids: list[Tensor] = field(default_factory=list, init=False)
+    _tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _first: Updates | None = field(default=None, init=False)
+
+    def add(self, updates: Updates) -> None:
+        """Fold a chunk of single-client updates into the sum.
+
+        Raises
+        ------
+        ValueError
+            If the chunk is a sum itself, or more clients come than were announced.
+        """
+        if updates.summed:
+            raise ValueError("these updates are a sum already; secure aggregation adds up single clients")
+        if self._added + len(updates) > self.clients:
+            raise ValueError(f"{self._added + len(updates)} clients came, {self.clients} were announced")
+        if self._first is None:
+            self._first = Updates(updates.kind, {}, {}, updates.clients[:0], updates.protocol)
+        for name, value in updates.tensors.items():
+            if name in self.payload.disjoint:
+                if name not in self._tensors:
+                    self._tensors[name] = value.new_zeros(self.clients, *value.shape[1:])
+                self._tensors[name][self._added : self._added + len(updates)] = value
+            else:
+                self._tensors[name] = self._tensors.get(name, 0) + value.sum(0, keepdim=True)
+        for name, value in updates.buffers.items():
+            self._buffers[name] = self._buffers.get(name, 0) + value.sum(0, keepdim=True)
+        self._ids.append(updates.clients)
+        self._added += len(updates)
+
+    def result(self) -> Updates:
+        """The sum, once every announced client has been added.
+
+        Raises
+        ------
+        ValueError
+            If clients are missing: an incomplete sum is masked and tells the server nothing.
+        """
+        if self._first is None or self._added < self.clients:
+            raise ValueError(f"{self._added} of {self.clients} clients came; the sum is not there before all have")
+        first = self._first
+        return Updates(first.kind, self._tensors, self._buffers, torch.cat(self._ids), first.protocol, summed=True)

@@ -1,0 +1,112 @@
+"""Local training of many clients as one batched tensor program (``torch.func``).
+
+All clients start from the same weights, so their first forward pass is one pass over all images; from then on every
+client has weights of its own and the layers become batched (grouped) ones. The numbers are those of training one client
+after another, to float tolerance.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from leaklearn.federated.exchange import Payload
+from leaklearn.federated.protocols import FedAvg, Protocol
+
+State = dict[str, Tensor]
+
+# Images that one batched program works on at once. On a CPU larger programs fall out of the cache and get slower
+# (benchmarks/local_training.py); a GPU wants to be full.
+IMAGES_AT_ONCE = {"cpu": 256, "cuda": 8192}
+
+
+def clients_at_once(protocol: Protocol, device: torch.device) -> int:
+    """How many clients to compute in one program: at least one, about `IMAGES_AT_ONCE` images a step."""
+    return max(1, IMAGES_AT_ONCE.get(device.type, 256) // protocol.batch_size)
+
+
+def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor) -> tuple[State, State]:
+    """What K clients answer to a payload.
+
+    With theta the payload's weights, FedSGD returns the gradient of the mean cross-entropy at theta over the client's
+    batch, and FedAvg theta_T - theta after T steps theta_{t+1} = theta_t - lr * grad L_t(theta_t).
+
+    Parameters
+    ----------
+    payload
+        What the server sent.
+    protocol
+        `FedSGD` (T = 1) or `FedAvg`.
+    images
+        (K, T, b, C, H, W) float in [0, 1].
+    labels
+        (K, T, b) int64.
+
+    Returns
+    -------
+    tuple of dict
+        Updates and batch-norm buffers by name, each (K, ...). In eval mode no buffers are returned.
+
+    Raises
+    ------
+    FloatingPointError
+        If an update is not finite, naming the first client concerned.
+    """
+    training = protocol.batch_norm == "train"
+    model, mode = payload.model, payload.model.training
+    model.train(training)
+    changing = batch_norm_buffers(model) if training else set()
+    fixed = {name: value for name, value in payload.buffers.items() if name not in changing}
+    buffers = {name: _copies(payload.buffers[name], len(images)) for name in changing}
+
+    def loss(parameters: State, buffers: State, images: Tensor, labels: Tensor) -> Tensor:
+        logits = functional_call(model, (parameters, fixed, buffers), (images,))
+        return F.cross_entropy(logits, labels)
+
+    shared = vmap(grad(loss), in_dims=(None, 0, 0, 0))
+    if not isinstance(protocol, FedAvg):
+        updates = shared(payload.parameters, buffers, images[:, 0], labels[:, 0])
+    else:
+        updates = _local_sgd(shared, vmap(grad(loss)), payload.parameters, buffers, images, labels, protocol.lr)
+    model.train(mode)
+    _check_finite(updates)
+    return updates, buffers
+
+
+def _local_sgd(first, later, start: State, buffers: State, images: Tensor, labels: Tensor, lr: float) -> State:
+    """Weight differences after local SGD. `first` takes shared weights, `later` stacked ones."""
+    gradients = first(start, buffers, images[:, 0], labels[:, 0])
+    # In weights, not in differences: a client subtracts in the precision of its weights, and what rounding does there
+    # to a small step is part of what the attacker sees.
+    weights = {name: start[name] - lr * gradients.pop(name) for name in list(gradients)}
+    for step in range(1, images.shape[1]):
+        gradients = later(weights, buffers, images[:, step], labels[:, step])
+        for name in weights:
+            weights[name].sub_(gradients.pop(name), alpha=lr)
+    return {name: weights[name].sub_(start[name]) for name in weights}
+
+
+def batch_norm_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that a forward pass in train mode changes."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def _copies(value: Tensor, clients: int) -> Tensor:
+    return value.expand(clients, *value.shape).clone()
+
+
+def _check_finite(updates: State) -> None:
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in updates.values()]).all(0)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"{len(bad)} of {len(finite)} client updates are not finite (first: row {bad[0]}): "
+            "lower the learning rate, or check that images are in [0, 1]"
+        )

@@ -1,0 +1,162 @@
+"""The server: sends its model, averages what comes back, and over many rounds trains the federated model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from leaklearn.federated.clients import Client, respond
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.federated.protocols import Protocol
+
+
+@dataclass(eq=False)
+class Server:
+    """An honest server.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The federated model; `apply` changes it.
+    lr : float
+        Step length on the averaged update: 1 for FedAvg; for FedSGD this is the learning rate.
+    """
+
+    model: nn.Module
+    lr: float = 1.0
+
+    def payload(self) -> Payload:
+        """The present model, as sent to the clients of a round."""
+        return Payload.of(self.model)
+
+    @torch.no_grad()
+    def apply(self, updates: Updates, sizes: Sequence[int] | None = None) -> None:
+        """Take one step along the average update.
+
+        FedAvg: theta + lr * sum_k w_k delta_k; FedSGD: theta - lr * sum_k w_k g_k, with w_k = n_k / sum n (McMahan et
+        al. 2017, algorithm 1). Batch-norm buffers are averaged with the same weights. Of a sum under secure
+        aggregation only the plain mean is known.
+
+        Parameters
+        ----------
+        updates
+            Of single clients or summed.
+        sizes
+            Number of images of each client, for the weights; None weighs all alike.
+
+        Raises
+        ------
+        ValueError
+            If sizes are given for a sum, or do not match the clients.
+        """
+        count = len(updates)
+        if sizes is not None and (updates.summed or len(sizes) != count):
+            raise ValueError(f"{len(sizes)} sizes for {updates!r}; give one for each single client, none for a sum")
+        weights = torch.full((count,), 1 / count) if sizes is None else torch.tensor(sizes) / sum(sizes)
+        sign = 1.0 if updates.kind == "delta" else -1.0
+
+        def average(value: torch.Tensor) -> torch.Tensor:
+            if updates.summed:
+                return value[0] / count
+            w = weights.to(value.device).view(-1, *[1] * (value.ndim - 1))
+            return (w * value).sum(0)
+
+        for name, parameter in self.model.named_parameters():
+            parameter.add_(average(updates.tensors[name]), alpha=sign * self.lr)
+        changing = batch_norm_buffers(self.model)
+        for name, buffer in self.model.named_buffers():
+            if name in changing and name in updates.buffers:
+                buffer.copy_(average(updates.buffers[name].double()).to(buffer.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """The outcome of `federate`.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The federated model after the last round.
+    history : pandas.DataFrame
+        Columns round, accuracy: of every round that was evaluated.
+    """
+
+    model: nn.Module
+    history: pd.DataFrame
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy after the last round, 0..1."""
+        return float(self.history["accuracy"].iloc[-1])
+
+
+def federate(
+    model: nn.Module,
+    clients: Sequence[Client],
+    protocol: Protocol,
+    *,
+    rounds: int,
+    clients_per_round: int,
+    evaluate: Callable[[nn.Module], float],
+    evaluate_every: int = 1,
+    lr: float = 1.0,
+    secure: bool = False,
+    seed: int = 0,
+    progress: bool = False,
+) -> Federation:
+    """Train a model by federated learning; `model` itself is trained.
+
+    Parameters
+    ----------
+    model
+        Start of the training, changed in place.
+    clients
+        All participants; `clients_per_round` of them are drawn without replacement each round.
+    protocol
+        What a client does in a round.
+    rounds, clients_per_round
+        Length and width of the training.
+    evaluate
+        Gives the test accuracy of a model, 0..1.
+    evaluate_every
+        Evaluate after every so many rounds, and after the last.
+    lr
+        Server's step length, see `Server`.
+    secure
+        Aggregate securely: the server sees only sums.
+    seed
+        Of client sampling and mini-batches.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If `rounds`, `clients_per_round` or `evaluate_every` is below 1, or more clients are asked for than there are.
+    """
+    counts = {"rounds": rounds, "clients_per_round": clients_per_round, "evaluate_every": evaluate_every}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it is at least 1")
+    if clients_per_round > len(clients):
+        raise ValueError(f"clients_per_round is {clients_per_round}, but there are {len(clients)} clients")
+    server = Server(model, lr)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    bar = tqdm(range(1, rounds + 1), desc=f"{type(protocol).__name__} rounds", disable=not progress, leave=False)
+    for number in bar:
+        chosen = torch.randperm(len(clients), generator=generator)[:clients_per_round].tolist()
+        group = [clients[i] for i in chosen]
+        batches = int(torch.randint(2**62, (1,), generator=generator))
+        updates = respond(group, server.payload(), protocol, batches, secure=secure)
+        server.apply(updates, None if secure else [len(client.data) for client in group])
+        if number % evaluate_every == 0 or number == rounds:
+            rows.append({"round": number, "accuracy": evaluate(model)})
+            bar.set_postfix(accuracy=f"{rows[-1]['accuracy']:.3f}")
+    return Federation(model, pd.DataFrame(rows))

@@ -1,0 +1,230 @@
+"""Federated rounds against plain PyTorch: one client after another, torch.optim and autograd."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from leaklearn.data.images import DataInfo, ImageSet
+from leaklearn.federated import (
+    Client,
+    FedAvg,
+    FedSGD,
+    Payload,
+    SecureAggregation,
+    Server,
+    draw_batches,
+    federate,
+    gather,
+    make_clients,
+    respond,
+)
+from leaklearn.models import build
+
+INFO = DataInfo("tiny", tuple("abcd"), (1, 16, 16), (0.3,), (0.2,), False)
+
+
+def image_set(count: int, seed: int = 0, info: DataInfo = INFO) -> ImageSet:
+    """Images whose brightness tells their class, so that a few rounds can learn them."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % info.num_classes
+    noise = torch.randint(0, 60, (count, *info.shape), generator=generator)
+    images = (noise + 45 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return ImageSet(images, labels, torch.arange(count), info)
+
+
+@pytest.fixture
+def clients() -> list[Client]:
+    return make_clients(image_set(60), 5, seed=1)
+
+
+def one_by_one(clients, payload, protocol, seed):
+    """What `respond` must equal: an ordinary training loop for each client."""
+    positions = draw_batches(clients, protocol, seed).positions
+    updates, buffers = [], []
+    for client, rows in zip(clients, positions, strict=True):
+        model = copy.deepcopy(payload.model)
+        model.load_state_dict({**payload.parameters, **payload.buffers})
+        model.train(protocol.batch_norm == "train")
+        lr = protocol.lr if isinstance(protocol, FedAvg) else 1.0
+        optimiser = torch.optim.SGD(model.parameters(), lr=lr)
+        for row in rows:
+            batch = client.data[row]
+            optimiser.zero_grad()
+            F.cross_entropy(model(batch.float()), batch.labels).backward()
+            if isinstance(protocol, FedSGD):
+                updates.append({name: p.grad for name, p in model.named_parameters()})
+            else:
+                optimiser.step()
+        if isinstance(protocol, FedAvg):
+            updates.append({name: p.detach() - payload.parameters[name] for name, p in model.named_parameters()})
+        buffers.append(dict(model.named_buffers()))
+    return updates, buffers
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("name", ["lenet", "convnet", "resnet18"])
+@pytest.mark.parametrize("protocol", [FedSGD(4), FedAvg(3, 3, 0.1), FedAvg(3, 2, 0.1, batch_norm="eval")], ids=repr)
+def test_batched_clients_equal_one_after_another(clients, name, norm, protocol):
+    width = {"lenet": 4, "convnet": 4, "resnet18": 4}[name]
+    payload = Payload.of(build(name, INFO, norm=norm, width=width))
+    updates = respond(clients, payload, protocol, seed=3, at_once=3)
+    expected, buffers = one_by_one(clients, payload, protocol, seed=3)
+    for k in range(len(clients)):
+        for key, value in expected[k].items():
+            scale = value.abs().max().clamp_min(1e-3)
+            assert (updates.tensors[key][k] - value).abs().max() <= 2e-4 * scale, key
+        for key, value in updates.buffers.items():
+            torch.testing.assert_close(value[k], buffers[k][key], rtol=1e-4, atol=1e-5)
+    assert bool(updates.buffers) == (norm == "batch" and protocol.batch_norm == "train")
+
+
+def test_payload_and_model_are_left_as_they_were(clients):
+    model = build("convnet", INFO, width=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    payload = Payload.of(model)
+    model.eval()
+    respond(clients, payload, FedAvg(2, 2, 0.5))
+    assert not model.training
+    for name, value in before.items():
+        assert torch.equal(model.state_dict()[name], value)
+        assert torch.equal({**payload.parameters, **payload.buffers}[name], value)
+
+
+def test_chunks_change_nothing_but_rounding(clients):
+    payload = Payload.of(build("convnet", INFO, width=4))
+    together = respond(clients, payload, FedSGD(4), seed=7, at_once=5)
+    apart = respond(clients, payload, FedSGD(4), seed=7, at_once=1)
+    assert torch.equal(together.clients, apart.clients)
+    for name, value in together.tensors.items():
+        torch.testing.assert_close(value, apart.tensors[name], rtol=1e-3, atol=1e-6)
+
+
+def test_secure_aggregation_is_the_sum_whatever_the_chunks(clients):
+    payload = Payload.of(build("convnet", INFO, width=4))
+    single = respond(clients, payload, FedAvg(3, 2, 0.1), seed=5)
+    summed = respond(clients, payload, FedAvg(3, 2, 0.1), seed=5, secure=True, at_once=2)
+    assert summed.summed
+    assert len(summed) == 5
+    for name, value in single.tensors.items():
+        assert summed.tensors[name].shape[0] == 1
+        torch.testing.assert_close(summed.tensors[name][0], value.sum(0), rtol=1e-3, atol=1e-6)
+
+
+def test_secure_aggregation_keeps_disjoint_coordinates_apart(clients):
+    model = build("convnet", INFO, width=4)
+    payload = Payload.of(model, disjoint=["head.weight"])
+    single = respond(clients, payload, FedSGD(4), seed=5, at_once=2)
+    summed = respond(clients, payload, FedSGD(4), seed=5, secure=True, at_once=2)
+    assert torch.equal(summed.tensors["head.weight"], single.tensors["head.weight"])
+    assert summed.tensors["head.bias"].shape[0] == 1
+
+
+def test_secure_aggregation_refuses_incomplete_and_surplus_sums(clients):
+    payload = Payload.of(build("convnet", INFO, width=4))
+    updates = respond(clients[:2], payload, FedSGD(4))
+    aggregation = SecureAggregation(payload, 3)
+    aggregation.add(updates)
+    with pytest.raises(ValueError, match="2 of 3 clients"):
+        aggregation.result()
+    with pytest.raises(ValueError, match="4 clients came, 3 were announced"):
+        aggregation.add(updates)
+
+
+def test_draw_visits_every_image_once_an_epoch(clients):
+    positions = draw_batches(clients, FedAvg(4, 6, 0.1), seed=2).positions  # 12 images each: 3 steps are an epoch
+    for row in positions:
+        for epoch in row.split(3):
+            assert sorted(epoch.flatten().tolist()) == list(range(12))
+    assert torch.equal(positions, draw_batches(clients, FedAvg(4, 6, 0.1), seed=2).positions)
+    assert not torch.equal(positions, draw_batches(clients, FedAvg(4, 6, 0.1), seed=3).positions)
+
+
+def test_gather_returns_the_images_of_the_draw(clients):
+    positions = draw_batches(clients, FedSGD(4), seed=2).flat
+    images, labels = gather(clients, positions)
+    assert torch.equal(images[3, 1], clients[3].data.images[positions[3, 1]])
+    assert labels[3, 1] == clients[3].data.labels[positions[3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FedSGD(0), "batch_size is 0"),
+        (lambda: FedSGD(True), "batch_size is True"),
+        (lambda: FedAvg(4, 0, 0.1), "local_steps is 0"),
+        (lambda: FedAvg(4, 1, -0.1), "lr is -0.1"),
+        (lambda: FedSGD(4, batch_norm="off"), "batch_norm is 'off'"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_batch_larger_than_a_clients_data_is_refused(clients):
+    payload = Payload.of(build("convnet", INFO, width=4))
+    with pytest.raises(ValueError, match=r"batch_size 13 is larger than the data of client 0 \(12 images\)"):
+        respond(clients, payload, FedSGD(13))
+
+
+def test_updates_that_are_not_finite_are_refused(clients):
+    payload = Payload.of(build("convnet", INFO, width=4, norm="none"))
+    payload.parameters["head.weight"][0, 0] = float("inf")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        respond(clients, payload, FedSGD(4))
+
+
+def test_server_weighs_clients_by_their_data():
+    model = build("convnet", INFO, width=4)
+    before = model.head.bias.detach().clone()
+    data = image_set(40)
+    group = [Client(0, data[torch.arange(30)]), Client(1, data[torch.arange(30, 40)])]
+    updates = respond(group, Payload.of(model), FedAvg(5, 2, 0.1), seed=0)
+    Server(model).apply(updates, [30, 10])
+    delta = updates.tensors["head.bias"]
+    torch.testing.assert_close(model.head.bias.detach() - before, 0.75 * delta[0] + 0.25 * delta[1])
+
+
+def test_fedsgd_round_is_one_step_on_the_pooled_batch():
+    """FedSGD over equal batches without batch norm is SGD on their union (McMahan et al. 2017, section 2)."""
+    data = image_set(24)
+    group = make_clients(data, 3, seed=0)
+    model = build("convnet", INFO, width=4, norm="none")
+    reference = copy.deepcopy(model)
+    federate(model, group, FedSGD(8), rounds=1, clients_per_round=3, evaluate=lambda _: 0.0, lr=0.5)
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.5)
+    F.cross_entropy(reference(data.float()), data.labels).backward()
+    optimiser.step()
+    for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_federated_training_learns_and_repeats(secure):
+    data = image_set(240)
+    test = image_set(80, seed=9)
+
+    def evaluate(model):
+        model.eval()
+        return float((model(test.float()).argmax(1) == test.labels).float().mean())
+
+    def run():
+        model = build("convnet", INFO, width=4, seed=1)
+        clients = make_clients(data, 6, seed=1)
+        return federate(
+            model, clients, FedAvg(8, 5, 0.1), rounds=8, clients_per_round=3, evaluate=evaluate, secure=secure, seed=4
+        )
+
+    first, second = run(), run()
+    assert first.accuracy > 0.8
+    assert list(first.history["round"]) == list(range(1, 9))
+    assert first.history.equals(second.history)
+
+
+def test_federate_refuses_more_clients_than_there_are(clients):
+    with pytest.raises(ValueError, match="clients_per_round is 9, but there are 5 clients"):
+        federate(
+            build("convnet", INFO, width=4), clients, FedSGD(2), rounds=1, clients_per_round=9, evaluate=lambda _: 0.0
+        )
