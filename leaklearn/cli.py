@@ -1,0 +1,135 @@
+"""The `leaklearn` command: run the notebooks, or see which data sets are here.
+
+Exit codes: 0 all went well, 1 a notebook failed or a file could not be written, 2 the request was wrong, 130 and 143
+interrupted and terminated.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+from leaklearn.paths import REPOSITORY, Paths
+
+DESCRIPTION = """\
+How leaky is a federated-learning set-up, and what is a leak worth?
+Companion to 'Leak and Learn' (CVPR 2024)."""
+
+EXAMPLES = """\
+examples:
+  leaklearn reproduce                                 all notebooks, sized for a laptop (minutes)
+  leaklearn reproduce --preset smoke --only 02 90     two of them at their own defaults
+  leaklearn reproduce --only 03 --set "seeds=[0, 1]" dataset=cifar10
+  leaklearn reproduce --list                          notebooks, their parameters and the presets
+  leaklearn data                                      data sets: here or not, where, how to get them
+
+Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
+the folder that the environment variable LEAKLEARN_DATA names.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None, paths: Paths = REPOSITORY) -> int:
+    """Run the command with `arguments` (by default those of the process) and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return options.run(options, paths)
+    except ValueError as error:
+        return _fail(2, " ".join(str(error).split()))
+    except OSError as error:
+        return _fail(1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted; the results of notebooks that had finished are kept")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="leaklearn", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=raw)
+    parser.set_defaults(run=lambda options, paths: _help(parser))
+    commands = parser.add_subparsers(metavar="command")
+
+    command = commands.add_parser(
+        "reproduce", help="run the notebooks and write the report", epilog=EXAMPLES, formatter_class=raw
+    )
+    presets = "smoke, laptop, paper, or a folder of params/ (default: laptop)"
+    command.add_argument("--preset", default="laptop", help=presets)
+    command.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="run these notebooks only; 02 is enough"
+    )
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a parameter in every chosen notebook that has it",
+    )
+    command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
+    command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
+    command.set_defaults(run=_data)
+    return parser
+
+
+def _help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
+def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn import progress, settings
+    from leaklearn.reproduce import reproduce
+
+    if options.list:
+        _say(progress.listing(settings.plan(options.preset, options.only, options.set, paths), paths))
+        return 0
+    with progress.Progress() as shown:
+        outcomes, report = reproduce(
+            options.preset,
+            options.only,
+            options.set,
+            paths=paths,
+            on_start=shown.start,
+            on_cell=shown.cell,
+            on_outcome=shown.outcome,
+        )
+    _say(progress.closing_table(outcomes))
+    failed = [f"{outcome.notebook} ({outcome.error})" for outcome in outcomes if outcome.error]
+    if failed:
+        _fail(1, f"{len(failed)} of {len(outcomes)} notebooks failed: {'; '.join(failed)}")
+    _say(f"Report: {report}")
+    return 1 if failed else 0
+
+
+def _data(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn import data, progress
+
+    _say(progress.aligned([vars(row) for row in data.describe()]))
+    return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Turn SIGTERM into an exit that ends the kernel too."""
+    raise SystemExit(128 + number)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _fail(code: int, message: str) -> int:
+    sys.stderr.write(f"leaklearn: {message}\n")
+    sys.stderr.flush()
+    return code

@@ -1,0 +1,111 @@
+"""What the runner shows: a bar over the notebooks with the current cell, a line for each outcome, and a closing table.
+
+Where standard error is no terminal the bar is left out and long notebooks say once a minute how far they are.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+
+from leaklearn import parameters
+from leaklearn.paths import Paths
+from leaklearn.reproduce import Outcome
+from leaklearn.settings import Job, presets
+
+HEARTBEAT = 60.0  # seconds between signs of life in a log
+
+
+class Progress:
+    """Progress over the notebooks of a run, written to `stream`; use it as a context manager."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._bar: tqdm | None = None
+        self._begun = self._spoken = time.monotonic()
+        self._current = ""
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def start(self, jobs: list[Job]) -> None:
+        """Show the empty bar."""
+        layout = "{desc} {n}/{total} |{bar:20}| {elapsed} {postfix}"
+        self._bar = tqdm(
+            total=len(jobs), desc="notebooks", bar_format=layout, file=self._stream, disable=None, leave=False
+        )
+
+    def cell(self, notebook: str, number: int) -> None:
+        """Say that a cell starts."""
+        now = time.monotonic()
+        if notebook != self._current:
+            self._current, self._begun, self._spoken = notebook, now, now
+            if self._bar.disable:
+                self._write(f"{notebook} starts")
+        if self._bar.disable and now - self._spoken >= HEARTBEAT:
+            self._spoken = now
+            self._write(f"{notebook}: cell {number} starts after {now - self._begun:.0f} s")
+        self._bar.set_postfix_str(f"{notebook}, cell {number}")
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Say how a notebook went."""
+        how = f"FAILED: {outcome.error}" if outcome.error else "ok"
+        self._write(f"{outcome.notebook}: {outcome.seconds:.1f} s, {outcome.peak_mib:.0f} MiB, {how}")
+        self._bar.update()
+
+    def _write(self, line: str) -> None:
+        tqdm.write(line, file=self._stream)
+        self._stream.flush()
+
+
+def closing_table(outcomes: Sequence[Outcome]) -> str:
+    """Result, seconds and peak memory of each notebook as aligned text."""
+    rows = [
+        {
+            "notebook": outcome.notebook,
+            "result": "failed" if outcome.error else "ok",
+            "seconds": f"{outcome.seconds:.1f}",
+            "peak MiB": f"{outcome.peak_mib:.0f}",
+        }
+        for outcome in outcomes
+    ]
+    return "\n" + aligned(rows)
+
+
+def listing(jobs: Sequence[Job], paths: Paths) -> str:
+    """The notebooks with the parameters they would be given, and the presets, as text."""
+    blocks = []
+    for job in jobs:
+        declared = parameters.read(paths.notebook(job.notebook)).values()
+        rows = [
+            {
+                "parameter": f"  {each.name}",
+                "type": each.type,
+                "value": repr(job.parameters.get(each.name, each.default)),
+                "help": each.help,
+            }
+            for each in declared
+        ]
+        blocks.append(f"{job.notebook}\n{aligned(rows, header=False)}")
+    return "\n\n".join([*blocks, f"presets: {', '.join(presets(paths))}"])
+
+
+def aligned(rows: Sequence[Mapping[str, object]], header: bool = True) -> str:
+    """Rows with the same keys as columns of text; numbers to the right."""
+    if not rows:
+        return ""
+    lines = [[str(value) for value in row.values()] for row in rows]
+    if header:
+        lines.insert(0, [str(name) for name in rows[0]])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    right = [lines[-1][i].replace(".", "", 1).isdigit() for i in range(len(widths))]
+    for line in lines:
+        line[:] = [text.rjust(widths[i]) if right[i] else text.ljust(widths[i]) for i, text in enumerate(line)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

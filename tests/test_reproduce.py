@@ -1,0 +1,135 @@
+"""The runner: what it leaves behind after successes, failures and being killed. Runs tiny notebooks in real kernels."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from tiny_project import add_notebook, make, reporting_cells
+
+from leaklearn.progress import closing_table
+from leaklearn.reproduce import reproduce
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One run over a good notebook, one that raises, one whose kernel dies, and one that names its interpreter."""
+    paths = make(tmp_path_factory.mktemp("project"))
+    add_notebook(paths, "00_good", *reporting_cells(paths, "00_good"))
+    add_notebook(paths, "01_raises", *reporting_cells(paths, "01_raises", before_finish="steps / 0"))
+    add_notebook(paths, "02_dies", "import os; os._exit(1)")
+    add_notebook(paths, "03_python", "import sys; assert steps == 11; sys.executable")
+    users = paths.root / "users" / "kernels" / "python3"  # a kernel that the user has installed under the same name
+    users.mkdir(parents=True)
+    broken = {"argv": ["/nonexistent/python"], "display_name": "Mine", "language": "python"}
+    (users / "kernel.json").write_text(json.dumps(broken))
+    cells, seen = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_PATH", str(paths.root / "users"))
+        outcomes, report = reproduce(
+            "laptop",
+            assignments=["steps=11"],
+            paths=paths,
+            on_cell=lambda notebook, cell: cells.append((notebook, cell)),
+            on_outcome=seen.append,
+        )
+        assert os.environ["JUPYTER_PATH"] == str(paths.root / "users")
+    assert seen == outcomes
+    return paths, {outcome.notebook: outcome for outcome in outcomes}, report, cells
+
+
+def test_the_rest_goes_on_after_a_failure(ran):
+    _, outcomes, _, _ = ran
+    assert [name for name, outcome in outcomes.items() if outcome.error] == ["01_raises", "02_dies"]
+    assert outcomes["01_raises"].error.startswith("ZeroDivisionError")
+    assert "\n" not in outcomes["02_dies"].error
+
+
+def test_results_and_executed_copy_of_a_success(ran):
+    paths, _, _, _ = ran
+    folder = paths.results("laptop", "00_good")
+    assert {path.name for path in folder.iterdir()} == {"numbers.csv", "provenance.json", "notebook.ipynb"}
+    assert (folder / "numbers.csv").read_text() == "steps\n11\n"
+    assert json.loads((folder / "provenance.json").read_text())["parameters"]["preset"] == "laptop"
+
+
+def test_a_failure_leaves_its_copy_and_nothing_half_written(ran):
+    paths, _, _, _ = ran
+    assert [path.name for path in paths.results("laptop", "01_raises").iterdir()] == ["notebook.failed.ipynb"]
+    assert not [path for path in (paths.outputs / "laptop").iterdir() if path.name.startswith(".")]
+    copy = nbformat.read(paths.results("laptop", "01_raises") / "notebook.failed.ipynb", as_version=4)
+    assert any(out.output_type == "error" for cell in copy.cells for out in cell.get("outputs", []))
+
+
+def test_the_kernel_is_the_running_python(ran):
+    paths, _, _, _ = ran
+    copy = nbformat.read(paths.results("laptop", "03_python") / "notebook.ipynb", as_version=4)
+    shown = [out["data"]["text/plain"] for cell in copy.cells for out in cell.get("outputs", []) if "data" in out]
+    assert shown == [repr(sys.executable)]
+
+
+def test_seconds_memory_and_progress(ran):
+    _, outcomes, _, cells = ran
+    assert outcomes["00_good"].seconds > 0.5
+    assert outcomes["00_good"].peak_mib > 30
+    assert ("00_good", 3) in cells
+    table = closing_table(list(outcomes.values()))
+    assert "peak MiB" in table
+    assert table.count("failed") == 2
+
+
+def test_the_report_names_the_failures(ran):
+    paths, _, report, _ = ran
+    assert report == paths.outputs / "laptop" / "report.html"
+    text = report.read_text()
+    assert "ZeroDivisionError" in text
+    assert "Title of 00_good" in text
+
+
+def test_a_failure_keeps_the_results_before_it_and_a_success_replaces_them(tmp_path):
+    paths = make(tmp_path)
+    folder = paths.results("smoke", "00_turns")
+    folder.mkdir(parents=True)
+    (folder / "old.csv").write_text("a\n1\n")
+    add_notebook(paths, "00_turns", *reporting_cells(paths, "00_turns", before_finish="assert steps == 3"))
+    outcomes, _ = reproduce("smoke", assignments=["steps=4"], paths=paths)
+    assert outcomes[0].error.startswith("AssertionError")
+    assert {path.name for path in folder.iterdir()} == {"old.csv", "notebook.failed.ipynb"}
+    outcomes, _ = reproduce("smoke", paths=paths)
+    assert not outcomes[0].error
+    assert {path.name for path in folder.iterdir()} == {"numbers.csv", "provenance.json", "notebook.ipynb"}
+
+
+def test_killed_it_leaves_nothing_half_written(tmp_path):
+    paths = make(tmp_path)
+    marker = f"import os, time; Path({str(tmp_path / 'kernel')!r}).write_text(str(os.getpid()))"
+    wait = f"{marker}; time.sleep(300)"
+    add_notebook(paths, "00_long", *reporting_cells(paths, "00_long", before_finish=wait))
+    code = (
+        "from pathlib import Path; from leaklearn.paths import Paths; from leaklearn.reproduce import reproduce\n"
+        f"reproduce('smoke', paths=Paths(Path({str(tmp_path)!r})))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "kernel").is_file() and (tmp_path / "kernel").read_text())
+    kernel = int((tmp_path / "kernel").read_text())
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    assert not paths.results("smoke", "00_long").exists()
+    assert not (paths.outputs / "smoke" / "report.html").exists()
+    wait_for(lambda: not psutil.pid_exists(kernel))  # the kernel notices that its runner is gone
+
+    add_notebook(paths, "00_long", *reporting_cells(paths, "00_long"))
+    reproduce("smoke", paths=paths)
+    assert [path.name for path in (paths.outputs / "smoke").glob(".*")] == []
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
