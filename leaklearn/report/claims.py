@@ -1,0 +1,91 @@
+"""The table of claims: every claim and number of the paper, what was measured, and the verdict."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+
+import pandas as pd
+
+from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.report import paper, rules
+from leaklearn.report.rules import NOT_RUN, Finding
+
+COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
+COLUMNS += ["notebook", "text"]
+
+Rule = Callable[[pd.DataFrame], list[Finding]]
+
+# Which table a claim is decided by, the columns it needs, and how. A claim that is not here is "not run".
+RULES: dict[str, tuple[str, Rule]] = {
+    "C1": ("training", rules.training_order),
+    "C4": ("lll_leakage", rules.closed_form),
+    "P1": ("training", partial(rules.accuracy_number, number="P1")),
+    "P2": ("training", partial(rules.accuracy_number, number="P2")),
+    "P3": ("training", partial(rules.accuracy_number, number="P3")),
+    "P6": ("lll_leakage", rules.leaked_share),
+}
+NEEDED = {
+    "training": {"dataset", "seed", "source", "accuracy"},
+    "lll_leakage": {"dataset", "seed", *rules.SETTING, "leak_rate", "expected_leak_rate"},
+}
+
+
+def read_tables(preset: str, paths: Paths = REPOSITORY) -> dict[str, pd.DataFrame]:
+    """The result tables of a preset that claims are decided by, by name; one that no notebook has written is absent."""
+    found = {}
+    for name in NEEDED:
+        for file in sorted((paths.outputs / preset).glob(f"[0-9]*/{name}.csv")):
+            found[name] = pd.read_csv(file)
+    return found
+
+
+def judge(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A verdict on every claim and number.
+
+    Parameters
+    ----------
+    tables : mapping of str to DataFrame
+        Result tables by name, as `read_tables` gives them.
+
+    Returns
+    -------
+    DataFrame
+        At least one row for each of C1 to C10 and P1 to P7, one for each data set measured. Columns: `claim`,
+        `dataset`, `paper` (the paper's figure, for CIFAR-10), `measured`, `low`, `high` (mean and 95 % interval over
+        seeds, in `unit`), `target` (the paper's figure as a number in that unit), `verdict` (reproduced, partly, not
+        reproduced, not run), `why`, `notebook`, `detail` (which part of the claim), `text`.
+    """
+    rows = []
+    for statement in (*paper.CLAIMS, *paper.NUMBERS):
+        for finding in _findings(statement, tables):
+            about = {"claim": statement.id, "text": statement.text, "notebook": statement.notebook}
+            rows.append({**asdict(finding), **about, "paper": finding.paper or statement.paper})
+    return pd.DataFrame(rows)[COLUMNS]
+
+
+def _findings(statement: paper.Statement, tables: Mapping[str, pd.DataFrame]) -> list[Finding]:
+    """What the claim's rule finds, or the one reason why it finds nothing."""
+    if statement.id not in RULES:
+        return [Finding("", NOT_RUN, f"tested by {statement.notebook}")]
+    table, rule = RULES[statement.id]
+    if table not in tables:
+        return [Finding("", NOT_RUN, f"no table {table} yet: run {statement.notebook}")]
+    missing = NEEDED[table] - set(tables[table].columns)
+    if missing:
+        return [Finding("", NOT_RUN, f"the table {table} lacks {', '.join(sorted(missing))}")]
+    return rule(tables[table]) or [Finding("", NOT_RUN, f"nothing in the table {table} bears on it")]
+
+
+def summarise_verdicts(claims: pd.DataFrame) -> pd.DataFrame:
+    """How many claims and numbers have each verdict; where data sets differ, the weakest that was measured counts.
+
+    Returns
+    -------
+    DataFrame
+        Columns `verdict` and `claims`, in the order of `rules.VERDICTS`.
+    """
+    ran = claims[claims["verdict"] != NOT_RUN]
+    weakest = ran["verdict"].map(rules.VERDICTS.index).groupby(ran["claim"]).max().map(rules.VERDICTS.__getitem__)
+    counts = weakest.value_counts().to_dict()
+    counts[NOT_RUN] = claims["claim"].nunique() - len(weakest)
+    return pd.DataFrame({"verdict": rules.VERDICTS, "claims": [counts.get(verdict, 0) for verdict in rules.VERDICTS]})

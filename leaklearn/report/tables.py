@@ -1,0 +1,85 @@
+"""Result tables as a reader sees them: seeds folded into a mean with its interval, numbers short, long tables cut."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from leaklearn.evaluation.statistics import interval
+
+# Columns that hold measurements; every other column but `seed` is part of the setting that was measured.
+MEASURES = {
+    "accuracy",
+    "accuracy_of_federation",
+    "accuracy_of_leak",
+    "days_for_50k",
+    "expected_leak_rate",
+    "false_positive_rate",
+    "false_positives",
+    "images",
+    "label_accuracy",
+    "leak_rate",
+    "leaked",
+    "leaked_images",
+    "peak_mib",
+    "psnr",
+    "seconds",
+    "seconds_per_image",
+    "seconds_per_iteration",
+    "ssim",
+}
+LONGEST = 40
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table ready to be shown: texts, which columns are numbers, and how many rows were left out."""
+
+    header: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    left_out: int = 0
+
+
+def shown(frame: pd.DataFrame, longest: int = LONGEST) -> Table:
+    """Texts of a frame, its seeds folded, cut to `longest` rows."""
+    folded = over_seeds(frame)
+    numeric = [column in MEASURES or pd.api.types.is_numeric_dtype(frame.get(column)) for column in folded]
+    cut = folded.head(longest)
+    rows = [[short(value) for value in row] for row in cut.itertuples(index=False)]
+    return Table([str(column).replace("_", " ") for column in folded], rows, numeric, len(folded) - len(cut))
+
+
+def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Fold the rows of each setting into one of texts `mean [low, high]`, with the number of seeds.
+
+    The interval is the 95 % t-interval over rows; a measurement that does not vary is shown as it is. A frame without a
+    `seed` column, or without measurements, comes back unchanged.
+    """
+    measures = [column for column in frame if column in MEASURES]
+    settings = [column for column in frame if column not in MEASURES and column != "seed"]
+    if "seed" not in frame or not measures or not settings:
+        return frame
+    rows = []
+    for setting, group in frame.groupby(settings, sort=False, dropna=False):
+        cells = dict(zip(settings, setting, strict=True))
+        cells |= {measure: mean_with_interval(group[measure]) for measure in measures}
+        rows.append({**cells, "seeds": group["seed"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def mean_with_interval(values: pd.Series) -> str:
+    """`mean [low, high]`, or the mean alone of equal values or of one value."""
+    values = values.dropna()
+    if len(values) < 2 or values.nunique() == 1:
+        return short(values.mean())
+    found = interval(values.to_numpy())
+    return f"{short(found.mean)} [{short(found.low)}, {short(found.high)}]"
+
+
+def short(value: object) -> str:
+    """A value as text: four digits for a fraction, a dash for what is missing."""
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return "–"
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+    return str(value)
