@@ -1,0 +1,95 @@
+"""The malicious layers that a dishonest server puts in front of its network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LeakyBlock(nn.Module):
+    """image -> [convolution ->] flatten -> fc1 -> activation -> fc2 -> ReLU -> image.
+
+    fc1 holds the attack. fc2 has the same column for every neuron, so that the loss depends on the neurons through
+    their sum alone and every active neuron i of an image gets the same dL/da_i: the condition under which differences
+    of neighbouring neurons isolate an image (Robbing the Fed, section 3.2).
+
+    That column is one positive random image rather than a constant: behind a constant image, a network whose first
+    norm layer removes scale passes back almost no gradient.
+
+    Parameters
+    ----------
+    shape
+        (C, H, W) of the images; d = C*H*W.
+    weight, bias
+        (n, d) and (n,) of fc1.
+    bounded
+        Activation min(max(y, 0), 1), which passes gradient only inside (0, 1), instead of ReLU.
+    gain
+        Size of fc2: neurons add up to an image of about unit contrast when gain is about 1 / (n * mean activation).
+    conv_scale
+        None: no convolution. Else the convolutional scaling factor of LOKI's identity mapping set: a 3x3 convolution
+        that copies channel c times conv_scale (LOKI, section 3.6).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        weight: Tensor,
+        bias: Tensor,
+        *,
+        bounded: bool,
+        gain: float,
+        conv_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.shape, self.bounded = tuple(shape), bounded
+        neurons, size = weight.shape
+        self.conv = None
+        if conv_scale is not None:
+            self.conv = nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+            nn.init.zeros_(self.conv.weight)
+            for channel in range(shape[0]):
+                self.conv.weight.data[channel, channel, 1, 1] = conv_scale
+        self.fc1 = nn.Linear(size, neurons, device="meta").to_empty(device="cpu")
+        self.fc2 = nn.Linear(neurons, size, device="meta").to_empty(device="cpu")
+        pattern = torch.rand(size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            self.fc1.weight.copy_(weight)
+            self.fc1.bias.copy_(bias)
+            self.fc2.weight.copy_((gain * pattern).view(-1, 1).expand(-1, neurons))
+            self.fc2.bias.zero_()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> (N, C, H, W)."""
+        mapped = images if self.conv is None else F.relu(self.conv(images))
+        measured = self.fc1(mapped.flatten(1))
+        active = F.hardtanh(measured, 0.0, 1.0) if self.bounded else F.relu(measured)
+        return F.relu(self.fc2(active)).unflatten(1, self.shape)
+
+    def extra_repr(self) -> str:
+        return f"bounded={self.bounded}"
+
+
+class LeakyNetwork(nn.Module):
+    """A malicious block in front of an honest network.
+
+    `head` and `features` are the network's own, so that label attacks find the last layer.
+    """
+
+    def __init__(self, block: LeakyBlock, network: nn.Module) -> None:
+        super().__init__()
+        self.block, self.network = block, network
+
+    @property
+    def head(self) -> nn.Linear:
+        """The network's last linear layer."""
+        return self.network.head
+
+    def features(self, images: Tensor) -> Tensor:
+        """Input of the last linear layer."""
+        return self.network.features(self.block(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class scores (N, classes)."""
+        return self.network(self.block(images))
