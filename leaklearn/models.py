@@ -8,8 +8,8 @@ All three share one contract, so that attacks, federation and training need to k
   running statistics of batch norm in train mode.
 
 Batch norm is PyTorch's own. Under ``functional_call`` in train mode it updates the running statistics *in place in the
-tensors it is handed*; under ``vmap`` these must therefore be one copy per client, stacked (`stack_state`), not one shared
-tensor. A batch-norm network in eval mode only reads them, so there one shared tensor will do.
+tensors it is handed*; under ``vmap`` these must therefore be one copy per client, stacked (`stack_state`), not one
+shared tensor. A batch-norm network in eval mode only reads them, so there one shared tensor will do.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def build(
         network = Network(info, body(shape[0], width, norm, activation), settings)
         if name == "lenet":
             for module in network.modules():
-                if isinstance(module, nn.Conv2d | nn.Linear):  # as in DLG; norm layers, if asked for, keep their 1 and 0
+                if isinstance(module, nn.Conv2d | nn.Linear):  # as in DLG; norm layers keep their 1 and 0
                     for parameter in module.parameters():
                         nn.init.uniform_(parameter, -0.5, 0.5)
     return network
