@@ -3,8 +3,9 @@
 Nothing here knows about federation or attacks; every other part of the package may import from here.
 """
 
-from leaklearn.data.datasets import load
+from leaklearn.data.augment import augment
+from leaklearn.data.datasets import describe, load
 from leaklearn.data.images import DataInfo, Dataset, ImageSet
 from leaklearn.data.partition import partition
 
-__all__ = ["DataInfo", "Dataset", "ImageSet", "load", "partition"]
+__all__ = ["DataInfo", "Dataset", "ImageSet", "augment", "describe", "load", "partition"]

@@ -1,0 +1,83 @@
+"""Augmentation of a batch as tensor code: pad and crop, flip, cutout. One generator, no loop over images.
+
+All of it moves, mirrors or blanks pixels, so no value is ever interpolated.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augment(images: Tensor, generator: torch.Generator, *, pad: int = 0, flip: bool = False, cutout: int = 0) -> Tensor:
+    """Augment every image of a batch independently; first the crop, then the flip, then the cutout.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, C, H, W), any type and device. Zero, the value that padding and cutout put in, is black for pixels in
+        [0, 1].
+    generator : torch.Generator
+        Where every random number comes from. They are drawn on its device and then moved, so a generator of the CPU
+        gives the same result on a GPU.
+    pad : int
+        Zeros around the image, from which a window of its own size is cut at random: a shift by up to ``pad`` pixels
+        each way (He et al., CVPR 2016). 0 leaves it out.
+    flip : bool
+        Mirror left and right with probability 1/2.
+    cutout : int
+        Side in pixels of one blank square with a random centre; the part beyond the border is lost, as in DeVries and
+        Taylor (arXiv:1708.04552). 0 leaves it out.
+
+    Returns
+    -------
+    Tensor
+        (N, C, H, W), a new tensor unless nothing was asked for.
+
+    Raises
+    ------
+    ValueError
+        If the batch is not four-dimensional, or ``pad`` or ``cutout`` is not a whole number of at least 0.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"images are (N, C, H, W), not {tuple(images.shape)}; for one image take images[None]")
+    for name, value in (("pad", pad), ("cutout", cutout)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name}={value!r} must be a whole number of pixels, 0 to leave it out")
+    if pad:
+        images = _shift(images, pad, generator)
+    if flip:
+        images = _mirror(images, generator)
+    if cutout:
+        images = _blank(images, cutout, generator)
+    return images
+
+
+def _draw(count: int, below: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    return torch.randint(below, (count,), generator=generator, device=generator.device).to(device, non_blocking=True)
+
+
+def _shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    top = _draw(count, 2 * pad + 1, generator, images.device)
+    left = _draw(count, 2 * pad + 1, generator, images.device)
+    # every window of every image as a view (N, C, 2 pad + 1, 2 pad + 1, H, W); indexing copies the chosen ones only
+    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, top, left]
+
+
+def _mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    flipped = _draw(len(images), 2, generator, images.device).bool()
+    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
+
+
+def _blank(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    count, _, height, width = images.shape
+    first_row = _draw(count, height, generator, images.device)[:, None] - side // 2
+    first_column = _draw(count, width, generator, images.device)[:, None] - side // 2
+    row = torch.arange(height, device=images.device)
+    column = torch.arange(width, device=images.device)
+    inside_rows = (row >= first_row) & (row < first_row + side)  # (N, H)
+    inside_columns = (column >= first_column) & (column < first_column + side)  # (N, W)
+    return images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)

@@ -1,0 +1,120 @@
+"""Downloading a data set by torchvision, with its checksums: everything arrives, or nothing is left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from leaklearn import torchvision_compat  # noqa: F401  (before torchvision)
+
+log = logging.getLogger(__name__)
+
+REACH_S = 10.0
+"""Seconds within which a mirror has to answer before the download is tried at all."""
+
+STALL_S = 30.0
+"""Seconds without a byte after which a download is given up."""
+
+DOWNLOADABLE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+"""Data sets that torchvision can download, and the class of torchvision.datasets that does it."""
+
+
+def fetch(name: str, root: Path, folder: str) -> None:
+    """Put the files of a data set into ``folder`` under ``root``; files that are already there stay as they are.
+
+    The download goes to a temporary folder inside ``root`` and is moved when it is complete and its checksums agree.
+
+    Parameters
+    ----------
+    name : str
+        ``mnist``, ``fashion_mnist`` or ``cifar10``.
+    root : Path
+        The data folder; it has to exist.
+    folder : str
+        Where torchvision puts this data set inside it.
+
+    Raises
+    ------
+    ConnectionError
+        If no mirror can be reached, or the download breaks off or has the wrong checksum.
+    PermissionError
+        If the data folder is not writeable.
+    """
+    import torchvision  # takes a second, and only a download needs it
+
+    source = getattr(torchvision.datasets, DOWNLOADABLE[name])
+    mirrors = [source.url] if hasattr(source, "url") else [m + source.resources[0][0] for m in source.mirrors]
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+    except OSError as error:
+        raise PermissionError(f"{root} is not writeable ({error.strerror}), so {name} cannot be put there") from None
+    try:
+        if not _reachable(mirrors):
+            raise ConnectionError(f"no server that offers {name} can be reached ({mirrors[0]})")
+        log.info("downloading %s to %s", name, root)
+        with _stall_limit(STALL_S):
+            source(temporary, download=True)
+        _move(temporary / folder, root / folder)
+    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+        if isinstance(error, ConnectionError) and not isinstance(error, http.client.RemoteDisconnected):
+            raise
+        raise ConnectionError(f"the download of {name} failed: {_one_line(error)}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _reachable(urls: list[str]) -> bool:
+    """Whether one of the servers answers in time, whatever it says."""
+    answered = threading.Event()
+
+    def ask(url: str) -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=REACH_S).close()
+        except urllib.error.HTTPError:
+            pass
+        except (OSError, http.client.HTTPException):
+            return
+        answered.set()
+
+    # threads, because neither name resolution nor the walk over a server's addresses keeps to a time limit
+    threads = [threading.Thread(target=ask, args=(url,), daemon=True) for url in urls]
+    for thread in threads:
+        thread.start()
+    waiting = REACH_S
+    while waiting > 0 and not answered.wait(0.05) and any(thread.is_alive() for thread in threads):
+        waiting -= 0.05
+    return answered.is_set()
+
+
+@contextlib.contextmanager
+def _stall_limit(seconds: float) -> Iterator[None]:
+    """A time limit for sockets, because torchvision sets none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _move(source: Path, target: Path) -> None:
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        goal = target / file.relative_to(source)
+        if not goal.exists():
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, goal)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
