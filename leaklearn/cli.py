@@ -115,7 +115,22 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
 def _data(options: argparse.Namespace, paths: Paths) -> int:
     from leaklearn import data, progress
 
-    _say(progress.aligned([vars(row) for row in data.describe()]))
+    found = data.describe()
+    rows = [
+        {
+            "data set": each.name,
+            "images": each.images,
+            "shape": "x".join(map(str, each.shape)),
+            "classes": each.classes,
+            "here": "yes" if each.present else "no",
+            "where": each.where or "LEAKLEARN_DATA is not set",
+        }
+        for each in found
+    ]
+    how = [{"name": f"  {each.name}", "how": each.how} for each in found if not each.present]
+    _say(progress.aligned(rows))
+    if how:
+        _say("\nHow to get the others:\n" + progress.aligned(how, header=False))
     return 0
 
 

@@ -145,6 +145,7 @@ def this_python_as_kernel() -> Iterator[None]:
         spec.parent.mkdir(parents=True)
         described = get_kernel_dict()
         described["argv"][0] = sys.executable
+        described["argv"].append("--IPKernelApp.log_level=40")  # errors; not that sockets on localhost are unencrypted
         spec.write_text(json.dumps(described))
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:

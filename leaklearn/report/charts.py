@@ -65,5 +65,5 @@ def paper_chart(claims: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.set_xlabel("percent")
     ax.set_title("Beside the paper's numbers" if len(rows) else "Nothing measured yet beside the paper's numbers")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+    ax.figure.legend(loc="outside lower center", ncols=2)
     return ax

@@ -95,7 +95,9 @@ def _groups(claims: pd.DataFrame) -> list[tuple[str, list[dict]]]:
     """Rows of the claims table in two groups: claims, and numbers."""
     ids = {claim.id for claim in CLAIMS}
     rows = claims.to_dict("records")
-    for row in rows:
+    spans = claims["claim"].value_counts()
+    for row, first in zip(rows, ~claims["claim"].duplicated(), strict=True):
+        row["span"] = spans[row["claim"]] if first else 0  # the claim's own cells reach over all its rows
         bounds = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] == row["low"] else ""
         row["value"] = f"{row['measured']:.2f}{bounds}" if row["measured"] == row["measured"] else "–"
     return [

@@ -10,7 +10,7 @@ from math import nan
 
 import pandas as pd
 
-from leaklearn.evaluation.statistics import interval
+from leaklearn.evaluation.statistics import Interval, interval
 from leaklearn.report import paper
 
 REPRODUCED, PARTLY, NOT_REPRODUCED, NOT_RUN = "reproduced", "partly", "not reproduced", "not run"
@@ -58,27 +58,10 @@ class Finding:
     paper: str = ""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds with its 95 % interval (NaN below two seeds), in the unit of the values times 100."""
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    @classmethod
-    def of(cls, values: pd.Series) -> "Estimate":
-        """Estimate of a fraction in 0..1, one value a seed, in percent."""
-        values = 100 * values.dropna()
-        if len(values) < 2:
-            return cls(values.mean(), nan, nan, len(values))
-        found = interval(values.to_numpy())
-        return cls(found.mean, found.low, found.high, len(values))
-
-    def __str__(self) -> str:
-        bounds = "one seed" if self.seeds < 2 else f"{self.low:.2f} to {self.high:.2f}, {self.seeds} seeds"
-        return f"{self.mean:.2f} [{bounds}]"
+def percent(fractions: pd.Series) -> Interval:
+    """Mean and 95 % interval, in percent, of one fraction in 0..1 for each seed; NaN where there are too few seeds."""
+    present = fractions.dropna()
+    return interval(present).scaled(100) if len(present) else Interval(nan, nan, nan, 0)
 
 
 def training_order(training: pd.DataFrame) -> list[Finding]:
@@ -95,31 +78,33 @@ def _order(dataset: str, frame: pd.DataFrame) -> Finding:
     chain = [source for source in ("fedavg", "gi", "lll", "centralised") if source in accuracy]
     if "fedavg" not in chain or "lll" not in chain:
         return Finding(dataset, NOT_RUN, f"the table training has only {', '.join(chain) or 'other sources'}")
-    gain = Estimate.of(accuracy["lll"] - accuracy["fedavg"])
+    gain = percent(accuracy["lll"] - accuracy["fedavg"])
+    if not gain.n:
+        return Finding(dataset, NOT_RUN, "no seed has both fedavg and lll in the table training")
     pairs = [("fedavg", "gi"), ("gi", "lll"), ("fedavg", "lll"), ("lll", "centralised")]
     states, reasons = [], []
     for low, high in pairs:
         if low in chain and high in chain:
             strict = low == "fedavg"
-            difference = Estimate.of(accuracy[high] - accuracy[low])
+            difference = percent(accuracy[high] - accuracy[low])
             states.append(_state(difference, strict))
             reasons.append(f"{high} − {low} = {difference.mean:+.2f} points ({states[-1]})")
     absent = [source for source in ("gi", "centralised") if source not in chain]
     reasons += [f"{source} not run" for source in absent]
-    reasons.append(_seeds(gain.seeds))
+    reasons.append(_seeds(gain.n))
     if "fails" in states:
         verdict = NOT_REPRODUCED
     else:
-        whole = not absent and "open" not in states and gain.seeds >= SEEDS
+        whole = not absent and "open" not in states and gain.n >= SEEDS
         verdict = REPRODUCED if whole else PARTLY
     return Finding(dataset, verdict, "; ".join(reasons), gain.mean, gain.low, gain.high, "points, lll − fedavg")
 
 
-def _state(difference: Estimate, strict: bool) -> str:
+def _state(difference: Interval, strict: bool) -> str:
     """`holds`, `fails` or `open` for a difference that should be above 0, or not below it when not strict."""
     if strict:
         return "fails" if difference.mean <= 0 else "holds" if difference.low > 0 else "open"
-    return "fails" if difference.high < 0 else "holds" if difference.seeds > 1 else "open"
+    return "fails" if difference.high < 0 else "holds" if difference.n > 1 else "open"
 
 
 def closed_form(lll_leakage: pd.DataFrame) -> list[Finding]:
@@ -132,11 +117,12 @@ def _closed_form(dataset: str, frame: pd.DataFrame) -> Finding:
     if known.empty:
         return Finding(dataset, NOT_RUN, "no setting in the table lll_leakage has a closed form")
     gaps = (known["leak_rate"] - known["expected_leak_rate"]).groupby([known[column] for column in SETTING])
-    estimates = {setting: Estimate.of(values) for setting, values in gaps}
+    estimates = {setting: percent(values) for setting, values in gaps}
     close = [setting for setting, gap in estimates.items() if abs(gap.mean) <= CLOSE]
     setting, worst = max(estimates.items(), key=lambda item: abs(item[1].mean))
-    seeds = min(gap.seeds for gap in estimates.values())
-    where = ", ".join(f"{name} {value}" for name, value in zip(SETTING, setting, strict=True))
+    seeds = min(gap.n for gap in estimates.values())
+    attack, protocol, factor, clients, images, steps = setting
+    where = f"{attack} with {protocol}, factor {factor:g}, {clients} clients of {images}, {steps} local steps"
     why = f"{len(close)} of {len(estimates)} settings within {CLOSE:g} points of the closed form"
     why += f"; largest gap at {where}; {_seeds(seeds)} or more"
     if len(close) < len(estimates):
@@ -151,7 +137,7 @@ def accuracy_number(training: pd.DataFrame, number: str) -> list[Finding]:
     source, target = paper.ACCURACY[number]
     found = []
     for dataset, frame in training[training["source"] == source].groupby("dataset", sort=False):
-        value = Estimate.of(frame.groupby("seed")["accuracy"].mean())
+        value = percent(frame.groupby("seed")["accuracy"].mean())
         verdict = verdict_on_number(value, target) if dataset == paper.DATASET else NOT_RUN
         why = _about_number(str(dataset), value, target)
         found.append(Finding(str(dataset), verdict, why, value.mean, value.low, value.high, "%", target))
@@ -170,7 +156,7 @@ def leaked_share(lll_leakage: pd.DataFrame) -> list[Finding]:
         if factor not in paper.LEAKED or single.empty:
             continue
         target = paper.LEAKED[factor]
-        value = Estimate.of(single.groupby("seed")["leak_rate"].mean())
+        value = percent(single.groupby("seed")["leak_rate"].mean())
         verdict = verdict_on_number(value, target)
         if dataset != paper.DATASET and verdict == REPRODUCED:
             verdict = PARTLY
@@ -184,16 +170,16 @@ def leaked_share(lll_leakage: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def verdict_on_number(value: Estimate, target: float) -> str:
+def verdict_on_number(value: Interval, target: float) -> str:
     """Verdict on a measured percentage beside the paper's."""
     gap = abs(value.mean - target)
-    if gap <= CLOSE and value.seeds >= SEEDS:
+    if gap <= CLOSE and value.n >= SEEDS:
         return REPRODUCED
     return PARTLY if gap <= NEAR else NOT_REPRODUCED
 
 
-def _about_number(dataset: str, value: Estimate, target: float) -> str:
-    about = f"{value.mean - target:+.2f} points from the paper's {target} %, {_seeds(value.seeds)}"
+def _about_number(dataset: str, value: Interval, target: float) -> str:
+    about = f"{value.mean - target:+.2f} points from the paper's {target} %, {_seeds(value.n)}"
     if dataset != paper.DATASET:
         about = f"measured on {dataset}, the paper's number is for CIFAR-10; {about}"
     return about

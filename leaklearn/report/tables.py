@@ -32,21 +32,26 @@ LONGEST = 40
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to be shown: texts, which columns are numbers, and how many rows were left out."""
+    """A table ready to be shown: texts, which columns are numbers, what all rows share, how many are left out."""
 
     header: list[str]
     rows: list[list[str]]
     numeric: list[bool]
+    same: str = ""
     left_out: int = 0
 
 
 def shown(frame: pd.DataFrame, longest: int = LONGEST) -> Table:
-    """Texts of a frame, its seeds folded, cut to `longest` rows."""
+    """Texts of a frame, its seeds folded, settings that never vary told once, cut to `longest` rows."""
     folded = over_seeds(frame)
+    settings = [name for name in folded if name not in MEASURES] if len(folded) > 1 else []
+    same = [name for name in settings if folded[name].nunique(dropna=False) == 1]
+    told = ", ".join(f"{_words(name)} {short(folded[name].iloc[0])}" for name in same)
+    folded = folded.drop(columns=same) if len(same) < folded.shape[1] else folded
     numeric = [column in MEASURES or pd.api.types.is_numeric_dtype(frame.get(column)) for column in folded]
     cut = folded.head(longest)
     rows = [[short(value) for value in row] for row in cut.itertuples(index=False)]
-    return Table([str(column).replace("_", " ") for column in folded], rows, numeric, len(folded) - len(cut))
+    return Table([_words(column) for column in folded], rows, numeric, told, len(folded) - len(cut))
 
 
 def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -70,16 +75,22 @@ def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
 def mean_with_interval(values: pd.Series) -> str:
     """`mean [low, high]`, or the mean alone of equal values or of one value."""
     values = values.dropna()
-    if len(values) < 2 or values.nunique() == 1:
+    if values.nunique() < 2:
         return short(values.mean())
-    found = interval(values.to_numpy())
+    found = interval(values)
     return f"{short(found.mean)} [{short(found.low)}, {short(found.high)}]"
 
 
 def short(value: object) -> str:
-    """A value as text: four digits for a fraction, a dash for what is missing."""
+    """A value as text: three decimals for a fraction, a dash for what is missing."""
     if value is None or value is pd.NA or (isinstance(value, float) and value != value):
         return "–"
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e6 else f"{value:.4g}"
-    return str(value)
+    if not isinstance(value, float) or value.is_integer():
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if abs(value) < 1e-3 or abs(value) >= 1e6:
+        return f"{value:.3g}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _words(name: object) -> str:
+    return str(name).replace("_", " ")
