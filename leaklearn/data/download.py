@@ -62,13 +62,12 @@ def fetch(name: str, root: Path, folder: str) -> None:
         if not _reachable(mirrors):
             raise ConnectionError(f"no server that offers {name} can be reached ({mirrors[0]})")
         log.info("downloading %s to %s", name, root)
-        with _stall_limit(STALL_S):
-            source(temporary, download=True)
+        try:
+            with _stall_limit(STALL_S):
+                source(temporary, download=True)
+        except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
+            raise ConnectionError(f"the download of {name} failed: {_one_line(error)}") from None
         _move(temporary / folder, root / folder)
-    except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-        if isinstance(error, ConnectionError) and not isinstance(error, http.client.RemoteDisconnected):
-            raise
-        raise ConnectionError(f"the download of {name} failed: {_one_line(error)}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
