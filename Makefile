@@ -42,7 +42,7 @@ refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs
 	@$(MAKE) --no-print-directory strip
 
 strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged keep_output
-	@$(BIN)/nbstripout --keep-count notebooks/*.ipynb
+	@$(BIN)/nbstripout --keep-count --extra-keys "metadata.language_info.version" notebooks/*.ipynb
 
 clean:  ## remove caches and results (not outputs/paper, not .venv)
 	@test ! -d outputs || find outputs -mindepth 1 -maxdepth 1 ! -name paper -exec rm -rf {} +

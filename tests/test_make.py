@@ -1,0 +1,79 @@
+"""What `make` says where the environment cannot be built: one clear line, and nothing is left that looks built."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from leaklearn.paths import REPOSITORY
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    for name in ("Makefile", "requirements-lock.txt"):
+        shutil.copy(REPOSITORY.root / name, tmp_path / name)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "1"\n')
+    return tmp_path
+
+
+def make(folder, *arguments, **environment):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "PIP_", "PYTHON"))}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env={**kept, **environment}, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def script(folder, text):
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+def messages(done):
+    return [line for line in done.stderr.splitlines() if "***" not in line]
+
+
+def test_help_is_the_default_and_needs_nothing(checkout):
+    done = make(checkout)
+    assert done.returncode == 0
+    assert "make reproduce" in done.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_no_python(checkout):
+    done = make(checkout, "test", "PYTHON=no-such-python")
+    assert done.returncode != 0
+    assert len(messages(done)) == 1
+    assert "no-such-python" in messages(done)[0]
+
+
+def test_a_python_that_is_too_old(checkout):
+    old = script(checkout, 'case "$1" in --version) echo Python 3.8.1;; *) exit 1;; esac')
+    done = make(checkout, "reproduce", f"PYTHON={old}")
+    assert done.returncode != 0
+    assert len(messages(done)) == 1
+    assert "Python 3.8.1" in messages(done)[0]
+    assert "3.11" in messages(done)[0]
+
+
+def test_a_python_without_venv(checkout):
+    bare = script(checkout, 'case "$2" in *ensurepip*) exit 1;; *) exit 0;; esac')
+    done = make(checkout, "reproduce", f"PYTHON={bare}")
+    assert done.returncode != 0
+    assert len(messages(done)) == 1
+    assert "venv" in messages(done)[0]
+
+
+def test_a_failed_install_leaves_no_stamp_and_names_the_log(checkout):
+    done = make(checkout, "test", f"PYTHON={sys.executable}", PIP_NO_INDEX="1", PIP_NO_BUILD_ISOLATION="0")
+    assert done.returncode != 0
+    assert len(messages(done)) == 1
+    assert ".venv/install.log" in messages(done)[0]
+    assert (checkout / ".venv" / "install.log").is_file()
+    assert not (checkout / ".venv" / ".installed").exists()

@@ -1,0 +1,161 @@
+"""The record of one run: what it saves, what made it, and that only a complete run is ever seen."""
+
+import json
+import os
+import subprocess
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_project import add_notebook, make
+
+from leaklearn.files import write_bytes, write_json
+from leaklearn.report import band, error_bars, reference_line, start, use_style
+
+VALUES = {"preset": "laptop", "rate": 0.1, "steps": 4, "flag": True, "seeds": [3], "other": object()}
+
+
+@pytest.fixture
+def paths(tmp_path):
+    made = make(tmp_path)
+    add_notebook(made, "00_first")
+    return made
+
+
+@pytest.fixture
+def fig():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2])
+    yield fig
+    plt.close(fig)
+
+
+def test_files_of_a_run(paths, fig):
+    run = start("00_first", VALUES, paths=paths)
+    frame = pd.DataFrame({"seed": [0, 1], "accuracy": [0.5, 0.6]})
+    assert run.figure(fig, "curve", caption="A curve.") is fig
+    assert run.table(frame, "training", caption="A table.") is frame
+    run.metrics({"best": np.float32(0.5), "bad": float("nan")})
+    run.metrics({"count": np.int64(3)})
+    listed = run.finish()
+    folder = paths.outputs / "laptop" / "00_first"
+    names = {"fig_curve.png", "fig_curve.pdf", "training.csv", "metrics.json", "provenance.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert {name.rsplit("/")[-1] for name in listed["file"]} == names
+    assert (folder / "training.csv").read_text() == "seed,accuracy\n0,0.5\n1,0.6\n"
+    assert json.loads((folder / "metrics.json").read_text()) == {"best": 0.5, "bad": None, "count": 3}
+    assert (folder / "fig_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not plt.fignum_exists(fig.number)  # pyplot would show it a second time
+
+
+def test_provenance_says_what_made_the_results(paths):
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *name, *command], cwd=paths.root, check=True, capture_output=True)
+    start("00_first", VALUES, paths=paths).finish()
+    told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
+    assert told["parameters"] == {name: VALUES[name] for name in ("preset", "rate", "steps", "flag", "seeds")}
+    assert told["notebook"] == "00_first"
+    assert set(told["versions"]) >= {"python", "torch", "torchvision", "numpy", "leaklearn"}
+    assert told["device"]["threads"] >= 1
+    assert told["device"]["cpu"]
+    assert told["started"].endswith("+00:00")
+    assert told["seconds"] >= 0
+    assert told["peak_memory_mib"] > 10
+    assert len(told["git"]["commit"]) == 40
+    assert told["git"]["dirty"] is False  # its own outputs do not count
+    paths.notebook("00_first").write_text(paths.notebook("00_first").read_text() + "\n")
+    start("00_first", VALUES, paths=paths).finish()
+    assert json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())["git"]["dirty"] is True
+
+
+def test_without_git_the_commit_is_unknown(paths, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    start("00_first", VALUES, paths=paths).finish()
+    told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
+    assert told["git"] == {"commit": None, "dirty": None}
+
+
+def test_results_appear_only_when_complete_and_replace_the_old_ones_whole(paths):
+    folder = paths.results("laptop", "00_first")
+    first = start("00_first", VALUES, paths=paths)
+    first.table(pd.DataFrame({"a": [1]}), "old")
+    assert not folder.exists()
+    first.finish()
+    second = start("00_first", VALUES, paths=paths)
+    second.table(pd.DataFrame({"a": [2]}), "new")
+    assert (folder / "old.csv").exists()
+    second.finish()
+    assert {path.name for path in folder.iterdir()} == {"new.csv", "provenance.json"}
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_after_finish_a_cell_can_be_run_again(paths, fig):
+    run = start("00_first", VALUES, paths=paths)
+    run.finish()
+    run.figure(fig, "late", caption="Late.")
+    assert "outputs/laptop/00_first/fig_late.png" in list(run.finish()["file"])
+    told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
+    assert told["captions"] == {"fig_late.png": "Late."}
+
+
+def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_has(paths):
+    folder = paths.outputs / "laptop"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (folder / f".00_first.{ended.pid}").mkdir(parents=True)
+    (folder / f".00_first.{os.getppid()}").mkdir()
+    (folder / f".01_other.{ended.pid}").mkdir()
+    start("00_first", VALUES, paths=paths).finish()
+    assert {path.name for path in folder.glob(".*")} == {f".00_first.{os.getppid()}", f".01_other.{ended.pid}"}
+
+
+@pytest.mark.parametrize(
+    ("notebook", "values", "expected"),
+    [
+        ("00_frist", VALUES, "did you mean '00_first'"),
+        ("00_first", {"preset": "laptop"}, "run the parameters cell"),
+        ("00_first", {**VALUES, "preset": "../x"}, "name of a file"),
+    ],
+)
+def test_a_wrong_start_is_refused(paths, notebook, values, expected):
+    with pytest.raises(ValueError, match=expected):
+        start(notebook, values, paths=paths)
+    assert not paths.outputs.exists()
+
+
+def test_names_that_cannot_be_files_are_refused(paths, fig):
+    run = start("00_first", VALUES, paths=paths)
+    with pytest.raises(ValueError, match="figure name"):
+        run.figure(fig, "a/b")
+    with pytest.raises(ValueError, match="table name"):
+        run.table(pd.DataFrame({"a": [1]}), "")
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    file = write_json(tmp_path / "a.json", {"a": 1})
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(file, b"half")
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_style_and_marks():
+    before = mpl.get_backend()
+    with mpl.rc_context():
+        use_style()
+        assert mpl.rcParams["axes.prop_cycle"].by_key()["color"][0] == "#0072B2"
+        _, ax = plt.subplots()
+        assert band([1, 2], [1, 2], [0, 1], [2, 3], label="ours", ax=ax) is ax
+        assert error_bars([1], [2], [1], [4], ax=ax) is ax
+        assert reference_line(ax, 1.5, "paper, P1") is ax
+        assert ax.get_legend_handles_labels()[1] == ["ours", "paper, P1"]
+        plt.close(ax.figure)
+    assert mpl.get_backend() == before
