@@ -1,0 +1,112 @@
+"""How much linear layer leakage should leak: balls in bins, in closed form.
+
+An attacked image leaks when it is alone in its bin (`leaklearn.attacks.linear`). With n bins of equal probability and
+images that fall into them independently, that is a question about balls and bins only.
+"""
+
+from __future__ import annotations
+
+
+def expected_leak_rate(bins: int, images: int) -> float:
+    r"""Share of the images that one training step leaks.
+
+    Whatever bin an image is in, each of the other N - 1 misses it with probability 1 - 1/n, independently, so
+
+    .. math:: P(\text{leak}) = (1 - 1/n)^{N - 1}
+
+    and by linearity this is the expected share of all N. With n = rN bins it tends to exp(-1/r): 77.9 % for r = 4
+    (the published 77 % of Zhao et al., CVPR 2023, at N = 64).
+
+    Parameters
+    ----------
+    bins
+        n, bins of equal probability that cover the range.
+    images
+        N, images in the client's batch.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1.
+    """
+    _at_least_one(bins=bins, images=images)
+    return (1 - 1 / bins) ** (images - 1)
+
+
+def expected_leak_rate_fedavg(bins: int, images: int, local_steps: int) -> float:
+    r"""Share of the images that FedAvg with several local steps leaks, when a bin falls silent after its first use.
+
+    The N images are cut into T mini-batches of b = N / T. The first step that hits a bin pushes its neuron out of the
+    active band (LOKI's convolutional scaling factor), so what comes later leaves no trace in it. An image of step
+    t = 0, ..., T - 1 leaks when its bin was hit by none of the b t images before it and by none of the other b - 1
+    images of its own mini-batch; the later ones do not matter. Averaged over the steps,
+
+    .. math:: P(\text{leak}) = \frac{1}{T} \sum_{t=0}^{T-1} (1 - 1/n)^{b t + b - 1}
+
+    For T = 1 this is `expected_leak_rate`; more steps leak more (87.4 % instead of 77.9 % for T = 8, N = 64, n = 256).
+
+    Parameters
+    ----------
+    bins
+        n, bins of equal probability that cover the range.
+    images
+        N, images that the client trains on in the round, each once.
+    local_steps
+        T, a divisor of ``images``.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1, or the images cannot be cut into equal mini-batches.
+    """
+    _at_least_one(bins=bins, images=images, local_steps=local_steps)
+    if images % local_steps:
+        raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
+    batch = images // local_steps
+    return sum((1 - 1 / bins) ** (batch * step + batch - 1) for step in range(local_steps)) / local_steps
+
+
+def expected_over_rounds(leak_rate: float, rounds: int) -> float:
+    """Share of the images that leak at least once in several rounds.
+
+    If each round leaks an image with probability p independently of the others (the client's images are shuffled over
+    its batches anew), the chance that it never leaks in k rounds is (1 - p)^k, so the share is 1 - (1 - p)^k. A client
+    that sends the same batch again meets the same collisions, and leaks nothing new to the same bins.
+
+    Parameters
+    ----------
+    leak_rate
+        p, share leaked by one round, 0..1.
+    rounds
+        k, at least 1.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Raises
+    ------
+    ValueError
+        If the rate is not in 0..1, or there is no round.
+    """
+    if not 0 <= leak_rate <= 1:
+        raise ValueError(f"leak_rate is {leak_rate}; it is a share, 0..1")
+    _at_least_one(rounds=rounds)
+    return 1 - (1 - leak_rate) ** rounds
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -1,0 +1,238 @@
+"""Scoring a leak against the truth: which images leaked, how well, and which reconstructions show none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from leaklearn.evaluation.assignment import match_within, pairwise_mse
+from leaklearn.evaluation.quality import CEILING_DB, CHUNK, psnr, ssim
+from leaklearn.evaluation.truth import Truth
+
+if TYPE_CHECKING:
+    from leaklearn.leaks import Leak
+
+BLOCK = 1024
+"""Reconstructions, and attacked images, compared at once; bounds the memory to twice as many images in float64."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeakScore:
+    """How much leaked. ``str(score)`` is one line, ``score.summary()`` what goes into a table.
+
+    Attributes
+    ----------
+    images : DataFrame
+        A row for each attacked image: ``client``; ``position`` (in ``truth.images.flatten(0, 1)``); ``label``;
+        ``leaked``; ``reconstruction`` (position in the leak, -1 if none); ``psnr`` in dB and ``ssim`` of that pair (NaN
+        if none); ``nearest_psnr``, of the nearest reconstruction of this client, good or bad (NaN if it has none).
+    true_labels : Tensor
+        (M,) int64, for each reconstruction the label of the attacked image that it shows, -1 where it shows none.
+    true_positions : Tensor
+        (M,) int64, that image's ``position``, -1 where there is none. A duplicate has the image that it repeats.
+    duplicates : int
+        Reconstructions that show an attacked image, but one that a better reconstruction is already assigned to.
+    false_positives : int
+        Reconstructions that reach the threshold with no attacked image.
+    threshold_db : float
+        PSNR from which on an image counts as leaked.
+    """
+
+    images: pd.DataFrame
+    true_labels: Tensor
+    true_positions: Tensor
+    duplicates: int
+    false_positives: int
+    threshold_db: float
+
+    @property
+    def attacked(self) -> int:
+        """Number of different attacked images."""
+        return len(self.images)
+
+    @property
+    def leaked(self) -> int:
+        """Number of attacked images that leaked."""
+        return int(self.images["leaked"].sum())
+
+    @property
+    def leak_rate(self) -> float:
+        """Share of the attacked images that leaked, 0..1."""
+        return self.leaked / self.attacked
+
+    @property
+    def false_positive_rate(self) -> float:
+        """Share of the reconstructions that show no attacked image, 0..1; 0 where there are no reconstructions."""
+        return self.false_positives / max(1, len(self.true_labels))
+
+    def summary(self) -> dict[str, Any]:
+        """The score as one row: counts, rates, and ``psnr`` (median), ``psnr_mean``, ``ssim`` (mean) of what leaked.
+
+        These three are NaN where nothing leaked.
+        """
+        leaked = self.images[self.images["leaked"]]
+        return {
+            "attacked": self.attacked,
+            "reconstructions": len(self.true_labels),
+            "leaked": self.leaked,
+            "leak_rate": self.leak_rate,
+            "psnr": float(leaked["psnr"].median()),
+            "psnr_mean": float(leaked["psnr"].mean()),
+            "ssim": float(leaked["ssim"].mean()),
+            "duplicates": self.duplicates,
+            "false_positives": self.false_positives,
+            "false_positive_rate": self.false_positive_rate,
+            "threshold_db": self.threshold_db,
+        }
+
+    def __str__(self) -> str:
+        row = self.summary()
+        return (
+            f"{row['leaked']} of {row['attacked']} images leaked ({100 * row['leak_rate']:.1f} %), median PSNR "
+            f"{row['psnr']:.1f} dB, {row['false_positives']} false positives and {row['duplicates']} duplicates among "
+            f"{row['reconstructions']} reconstructions"
+        )
+
+    __repr__ = __str__
+
+
+def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bool = True) -> LeakScore:
+    """Compare a leak with the images that were attacked.
+
+    Reconstructions are assigned one-to-one to the images of their own client (those of client -1, where only a sum was
+    seen, to all images), minimising the mean squared error counted up to the threshold's (`match_within`). An attacked
+    image has leaked when its reconstruction reaches the threshold. An image that a client used twice (in two rounds,
+    or drawn twice) is one attacked image: exact copies within a client count once.
+
+    Memory beyond leak and truth is that of 2,000 images in float64, or of one client's, whatever the number of clients.
+
+    Parameters
+    ----------
+    leak
+        Has ``images`` (M, C, H, W) float in [0, 1] and ``client`` (M,) int64.
+    truth
+        The attacked images.
+    threshold_db
+        PSNR from which on a reconstruction shows an image, in dB.
+    with_ssim
+        Also compute the SSIM of the leaked images, which takes longer than all the rest; NaN without.
+
+    Returns
+    -------
+    LeakScore
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, a reconstruction is not finite or names a client that the truth does not hold, or the
+        threshold is not finite.
+    """
+    if not isfinite(threshold_db):
+        raise ValueError(f"threshold_db is {threshold_db}; it must be a finite number of dB")
+    clients, positions = truth.attacked()
+    of_leak = leak.client.cpu().numpy()
+    strangers = sorted(set(of_leak.tolist()) - set(clients.tolist()) - {-1})
+    if strangers:
+        raise ValueError(
+            f"the leak holds images of clients {strangers[:5]}, which the truth does not: score it by its own"
+        )
+
+    originals = truth.images.flatten(0, 1)
+    labels = truth.labels.flatten().cpu().numpy()
+    limit = 10 ** (-threshold_db / 10)
+    rows, columns, errors, nearest = _good_pairs(leak.images, of_leak, originals, clients, positions, limit)
+    matched, image = match_within(rows, columns, errors, limit)
+
+    shown = np.full(len(of_leak), -1)  # position of the attacked image that each reconstruction shows, -1 for none
+    worst_first = np.argsort(-errors, kind="stable")
+    shown[rows[worst_first]] = positions[columns[worst_first]]  # the last one written is the nearest
+    shown[matched] = positions[image]
+
+    table = pd.DataFrame({"client": clients, "position": positions, "label": labels[positions], "leaked": False})
+    table["reconstruction"], table["psnr"], table["ssim"] = -1, nan, nan
+    table.loc[image, "leaked"] = True
+    table.loc[image, "reconstruction"] = matched
+    table.loc[image, ["psnr", "ssim"]] = _quality(leak.images, originals, matched, positions[image], with_ssim)
+    with np.errstate(divide="ignore"):
+        decibel = np.minimum(-10 * np.log10(nearest), CEILING_DB)
+    table["nearest_psnr"] = np.where(np.isfinite(nearest), decibel, nan)
+    return LeakScore(
+        images=table,
+        true_labels=torch.from_numpy(np.where(shown >= 0, labels[shown], -1)),
+        true_positions=torch.from_numpy(shown),
+        duplicates=int((shown >= 0).sum()) - len(matched),
+        false_positives=int((shown < 0).sum()),
+        threshold_db=threshold_db,
+    )
+
+
+def _good_pairs(
+    reconstructions: Tensor,
+    of_leak: np.ndarray,
+    originals: Tensor,
+    clients: np.ndarray,
+    positions: np.ndarray,
+    limit: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (reconstruction, attacked image, error) within the limit, and each attacked image's least error."""
+    rows, columns, errors = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
+    nearest = np.full(len(positions), np.inf)
+    for chosen, attacked in _comparisons(of_leak, clients):
+        truth = _pick(originals, positions[attacked]).to(reconstructions.device)
+        mse = pairwise_mse(_pick(reconstructions, chosen), truth).cpu().numpy()
+        if not np.isfinite(mse).all():
+            raise ValueError("some reconstructions have pixels that are not finite; drop them before scoring")
+        nearest[attacked] = np.minimum(nearest[attacked], mse.min(0))
+        row, column = np.nonzero(mse <= limit)
+        rows.append(chosen[row])
+        columns.append(attacked[column])
+        errors.append(mse[row, column])
+    return np.concatenate(rows), np.concatenate(columns), np.concatenate(errors), nearest
+
+
+def _comparisons(of_leak: np.ndarray, clients: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(reconstructions, attacked images) to be compared: each client's with its own, the unknown client's with all."""
+    images = dict(_groups(clients))
+    for client, mine in _groups(of_leak):
+        targets = _blocks(np.arange(len(clients))) if client == -1 else [images[client]]
+        for block in _blocks(mine):
+            for target in targets:
+                yield block, target
+
+
+def _groups(names: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each name and the positions at which it stands."""
+    order = np.argsort(names, kind="stable")
+    found, firsts = np.unique(names[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, firsts)[1:], strict=True)
+
+
+def _blocks(positions: np.ndarray) -> list[np.ndarray]:
+    return np.split(positions, range(BLOCK, len(positions), BLOCK))
+
+
+def _pick(images: Tensor, positions: np.ndarray) -> Tensor:
+    return images[torch.from_numpy(positions).to(images.device)]
+
+
+def _quality(
+    reconstructions: Tensor, originals: Tensor, rows: np.ndarray, positions: np.ndarray, with_ssim: bool
+) -> np.ndarray:
+    """PSNR and SSIM of the assigned pairs, (pairs, 2), a chunk of them at a time."""
+    quality = np.full((len(rows), 2), nan)
+    for begin in range(0, len(rows), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        x = _pick(reconstructions, rows[part]).float()
+        y = _pick(originals, positions[part]).to(x.device)
+        y = y.float().div_(255) if y.dtype == torch.uint8 else y.float()
+        quality[part, 0] = psnr(x, y).cpu().numpy()
+        if with_ssim:
+            quality[part, 1] = ssim(x, y).cpu().numpy()
+    return quality
