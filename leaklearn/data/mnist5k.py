@@ -66,8 +66,9 @@ def read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # numpy's way to report text that is not a number
             rows = np.fromstring(text.rstrip().replace(b"\n", b","), dtype=np.int64, sep=",")
+        in_range = rows.min() >= 0 and rows.max() <= 255
         rows = rows.astype(np.uint8).reshape(TRAIN + TEST, 785)
-        damaged = hashlib.sha256(rows.tobytes()).hexdigest() != SHA256
+        damaged = not in_range or hashlib.sha256(rows.tobytes()).hexdigest() != SHA256
     except (OSError, EOFError, ValueError, DeprecationWarning):
         damaged = True
     if damaged:

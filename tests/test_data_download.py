@@ -1,0 +1,156 @@
+"""Downloads, without a network: everything arrives or nothing is left, and an error is one line that comes soon."""
+
+import hashlib
+import http.client
+import io
+import pickle
+import socket
+import time
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leaklearn.data import cifar, download, load
+
+from torchvision import datasets  # isort: skip  (after leaklearn, which makes it importable)
+
+
+def batches(monkeypatch):
+    """The files of a tiny CIFAR-10, whose checksums are made the expected ones."""
+    files = {}
+    for number, name in enumerate(cifar.MD5):
+        files[name] = pickle.dumps({b"data": np.full((2, 3072), number, np.uint8), b"labels": [0, number]})
+        monkeypatch.setitem(cifar.MD5, name, hashlib.md5(files[name]).hexdigest())
+    return files
+
+
+@pytest.fixture
+def offered(monkeypatch):
+    """Stands in for torchvision's class: writes the files it is given, or fails half-way with ``failure``."""
+
+    class Offered:
+        url = "https://example.invalid/cifar-10-python.tar.gz"
+        files = batches(monkeypatch)
+        failure = None
+        limit_in_use = None
+
+        def __init__(self, root, download):
+            assert download
+            Offered.limit_in_use = socket.getdefaulttimeout()
+            (Path(root) / "cifar-10-python.tar.gz").write_bytes(b"the archive")
+            base = Path(root) / "cifar-10-batches-py"
+            base.mkdir()
+            for number, (name, content) in enumerate(self.files.items()):
+                if self.failure and number == 3:
+                    raise self.failure
+                (base / name).write_bytes(content)
+
+    monkeypatch.setattr(datasets, "CIFAR10", Offered)
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *a, **k: io.BytesIO())  # an answer
+    return Offered
+
+
+def test_a_missing_data_set_is_downloaded_and_loaded(offered, tmp_path):
+    data = load("cifar10", tmp_path)
+    assert (len(data.train), len(data.test)) == (10, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+    assert len(list((tmp_path / "cifar-10-batches-py").iterdir())) == 6
+
+
+def test_sockets_have_a_time_limit_during_the_download_only(offered, tmp_path):
+    before = socket.getdefaulttimeout()
+    load("cifar10", tmp_path)
+    assert offered.limit_in_use == download.STALL_S
+    assert socket.getdefaulttimeout() == before
+
+
+def test_files_that_are_there_are_left_and_the_missing_ones_filled_in(offered, tmp_path):
+    load("cifar10", tmp_path)
+    base = tmp_path / "cifar-10-batches-py"
+    (base / "data_batch_4").unlink()
+    times = {path: path.stat().st_mtime_ns for path in base.iterdir()}
+    assert len(load("cifar10", tmp_path).train) == 10
+    assert times.items() <= {path: path.stat().st_mtime_ns for path in base.iterdir()}.items()
+
+
+def test_nothing_is_downloaded_when_all_is_there_or_when_forbidden(offered, tmp_path):
+    load("cifar10", tmp_path)
+    offered.failure = AssertionError("downloaded again")
+    load("cifar10", tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "test_batch").unlink()
+    with pytest.raises(FileNotFoundError, match="test_batch is missing"):
+        load("cifar10", tmp_path, download=False)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("File not found or\ncorrupted."),  # torchvision's word for a wrong checksum
+        urllib.error.URLError("gone"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        http.client.IncompleteRead(b"half"),
+        TimeoutError("timed out"),
+        EOFError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_download_that_breaks_off_leaves_nothing(offered, tmp_path, failure):
+    offered.failure = failure
+    with pytest.raises(FileNotFoundError, match=r"the download of cifar10 failed: .*How to get it: ") as error:
+        load("cifar10", tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_download_leaves_nothing(offered, tmp_path):
+    offered.failure = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        load("cifar10", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_no_network_is_one_line_and_leaves_nothing(name, tmp_path, monkeypatch):
+    def no_network(*a, **k):
+        raise urllib.error.URLError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", no_network)
+    with pytest.raises(FileNotFoundError, match=f"no server that offers {name} can be reached") as error:
+        load(name, tmp_path)
+    assert "\n" not in str(error.value)
+    assert "How to get it" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_swallows_everything_is_given_up_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "REACH_S", 0.3)
+    monkeypatch.setattr(download.urllib.request, "urlopen", lambda *a, **k: time.sleep(5))
+    begun = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="no server"):
+        load("cifar10", tmp_path)
+    assert time.monotonic() - begun < 3
+
+
+def test_a_server_that_refuses_counts_as_reached(offered, tmp_path, monkeypatch):
+    def refuses(*a, **k):
+        raise urllib.error.HTTPError("url", 405, "HEAD is not allowed", {}, None)
+
+    monkeypatch.setattr(download.urllib.request, "urlopen", refuses)
+    assert len(load("cifar10", tmp_path).train) == 10
+
+
+def test_a_folder_that_may_not_be_written_is_named(offered, tmp_path, monkeypatch):
+    def denied(*a, **k):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(download.tempfile, "mkdtemp", denied)
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is not writeable \(Permission denied\)"):
+        load("cifar10", tmp_path)
+
+
+def test_a_download_with_other_content_is_never_used(offered, tmp_path):
+    offered.files = dict(offered.files, data_batch_2=b"something else")
+    with pytest.raises(RuntimeError, match="data_batch_2 is damaged"):
+        load("cifar10", tmp_path)
