@@ -1,0 +1,221 @@
+"""Assignment, image quality and statistics against hand values and other implementations."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+
+from leaklearn.evaluation import assign, interval, lpips, pairwise_mse, psnr, ssim, summarise
+from leaklearn.evaluation.assignment import match_within
+from leaklearn.evaluation.quality import CEILING_DB
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_pairwise_errors_are_the_direct_ones():
+    a, b = noise(2, 3, 1, 6, 6), noise(2, 4, 1, 6, 6, seed=1)
+    direct = (a[:, :, None].double() - b[:, None].double()).square().mean((3, 4, 5))
+    torch.testing.assert_close(pairwise_mse(a, b), direct)
+    torch.testing.assert_close(pairwise_mse(a[0], b[0]), direct[0])
+
+
+@pytest.mark.parametrize("decibel", [60, 100, 120])
+def test_near_exact_pairs_keep_their_error(decibel):
+    a = noise(5, 3, 32, 32).double()
+    step = 10 ** (-decibel / 20)
+    b = torch.where(a > 0.5, a - step, a + step)
+    found = -10 * pairwise_mse(a, b).diagonal().log10()
+    assert found.tolist() == pytest.approx([decibel] * 5, abs=0.01)
+
+
+def test_bytes_are_images_in_0_to_1():
+    a = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
+    assert pairwise_mse(a, torch.zeros(1, 1, 8, 8)).item() == 1
+
+
+@pytest.mark.parametrize("counts", [(6, 6), (4, 6), (6, 4)])
+def test_assignment_finds_a_shuffle(counts):
+    reconstructions, originals = counts
+    images = noise(6, 1, 8, 8)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(2))
+    rows, columns = assign((images[order] * 0.95)[:reconstructions], images[:originals])
+    truth = {(i, int(order[i])) for i in range(reconstructions) if order[i] < originals}
+    pairs = set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert len(pairs) == min(counts)
+    assert truth <= pairs or originals < 6  # with originals missing, the leftover pairs are arbitrary
+    assert all(pair in pairs for pair in truth)
+
+
+def test_batched_assignment_equals_the_loop():
+    a, b = noise(3, 5, 1, 8, 8), noise(3, 4, 1, 8, 8, seed=1)
+    rows, columns = assign(a, b)
+    assert rows.shape == (3, 4)
+    for client in range(3):
+        alone = assign(a[client], b[client])
+        assert torch.equal(rows[client], alone[0])
+        assert torch.equal(columns[client], alone[1])
+
+
+def test_assignment_takes_the_least_total_and_not_the_nearest():
+    levels = torch.tensor([0.50, 0.40]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    originals = torch.tensor([0.45, 0.60]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    rows, columns = assign(levels, originals)  # 0.50 is nearest to 0.45, but must leave it to 0.40
+    assert dict(zip(rows.tolist(), columns.tolist(), strict=True)) == {0: 1, 1: 0}
+
+
+def test_images_that_cannot_be_assigned():
+    with pytest.raises(ValueError, match="cannot be compared"):
+        assign(noise(2, 1, 8, 8), noise(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="not finite"):
+        assign(torch.full((2, 1, 8, 8), float("nan")), noise(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matching_by_components_is_the_dense_solution(seed):
+    generator = np.random.default_rng(seed)
+    cost = generator.random((12, 15))
+    limit = 0.15  # some two good pairs for each row: components of several rows and columns
+    rows, columns = np.nonzero(cost <= limit)
+    found = match_within(rows, columns, cost[rows, columns], limit)
+    capped = np.minimum(cost, limit)
+    best = linear_sum_assignment(capped)
+    assert len(set(found[0])) == len(found[0])
+    assert len(set(found[1])) == len(found[1])
+    total = cost[found].sum() + limit * (12 - len(found[0]))
+    assert total == pytest.approx(capped[best].sum())
+
+
+def test_a_hopeless_pair_does_not_draw_a_good_one_apart():
+    # reconstruction 0 is exact; plain assignment gives it up, for 0.3 + 0.3 < 0 + 0.7
+    cost = np.array([[0.0, 0.3], [0.3, 0.7]])
+    assert linear_sum_assignment(cost)[1].tolist() == [1, 0]
+    rows, columns = np.nonzero(cost <= 0.01)
+    assert [x.tolist() for x in match_within(rows, columns, cost[rows, columns], 0.01)] == [[0], [0]]
+    with pytest.raises(ValueError, match="above the limit"):
+        match_within(np.array([0]), np.array([0]), np.array([0.5]), 0.1)
+
+
+def test_a_pair_at_the_limit_is_a_pair():
+    rows, columns, mse = np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([0.05, 0.1, 0.1])
+    assert sorted(zip(*match_within(rows, columns, mse, 0.1), strict=True)) == [(0, 0), (1, 1)]
+
+
+def test_psnr_by_hand():
+    a = torch.full((3, 2, 8, 8), 0.5)
+    b = a.clone()
+    b[1] += 0.1
+    b[2, 0] += 0.01  # in one of two channels
+    assert psnr(a, b).tolist() == pytest.approx([CEILING_DB, 20, 43.0103], abs=1e-3)
+
+
+def test_psnr_of_rounding_alone_is_below_the_ceiling():
+    image = noise(4, 1, 28, 28).double()
+    assert (psnr(image, image.float().double()) <= CEILING_DB).all()
+    assert (psnr(image, image.float().double()) > 140).all()
+
+
+def test_ssim_of_known_pairs():
+    a = noise(3, 1, 28, 28)
+    values = ssim(a, torch.stack([a[0], 1 - a[1], (0.9 * a[2]).clamp(0, 1)]))
+    assert values[0] == pytest.approx(1)
+    assert values[1] < 0
+    assert 0.8 < values[2] < 1
+    assert ssim(a[:1], a[:1]).shape == (1,)
+
+
+def test_many_pairs_are_the_same_in_chunks(monkeypatch):
+    from leaklearn.evaluation import quality
+
+    a, b = noise(9, 1, 16, 16), noise(9, 1, 16, 16, seed=1)
+    whole = psnr(a, b), ssim(a, b)
+    monkeypatch.setattr(quality, "CHUNK", 4)
+    torch.testing.assert_close((psnr(a, b), ssim(a, b)), whole)
+    assert psnr(a[:0], b[:0]).shape == ssim(a[:0], b[:0]).shape == (0,)
+
+
+def test_quality_refuses_what_it_cannot_compare():
+    for metric in (psnr, ssim, lpips):
+        with pytest.raises(ValueError, match="alike"):
+            metric(noise(2, 1, 8, 8), noise(3, 1, 8, 8))
+        with pytest.raises(ValueError, match=r"torch\.uint8"):
+            metric(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(1, 1, 8, 8).byte())
+    with pytest.raises(ValueError, match="5x5"):
+        ssim(noise(1, 1, 5, 5), noise(1, 1, 5, 5))
+    with pytest.raises(ValueError, match="channels, not 2"):
+        lpips(noise(1, 2, 8, 8), noise(1, 2, 8, 8))
+
+
+def test_lpips_is_left_out_where_its_weights_are_missing(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("a download was tried"))
+    with caplog.at_level(logging.WARNING):
+        assert lpips(noise(1, 1, 28, 28), noise(1, 1, 28, 28)) is None
+    assert str(tmp_path) in caplog.text
+
+
+def test_interval_by_hand():
+    found = interval([1.0, 2.0, 3.0])
+    half = 4.302653 / np.sqrt(3)  # t(0.975, 2) from a table, standard deviation 1
+    assert (found.mean, found.n) == (2.0, 3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+    assert found.half == pytest.approx(half, abs=1e-5)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_interval_against_scipy(level):
+    values = np.random.default_rng(0).normal(3, 2, size=7)
+    found = interval(values, level)
+    assert (found.low, found.high) == pytest.approx(stats.t.interval(level, 6, values.mean(), stats.sem(values)))
+
+
+def test_one_value_has_no_interval():
+    found = interval([0.5])
+    assert found.mean == 0.5
+    assert np.isnan([found.low, found.high]).all()
+    assert "no interval" in str(found)
+
+
+def test_intervals_in_percent():
+    found = interval([0.1, 0.2, 0.3]).scaled(100)
+    assert found.mean == pytest.approx(20)
+    assert found.low < 20 < found.high
+    assert str(found) == "20 ± 24.8 (n=3)"
+
+
+@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [1.0, float("inf")]])
+def test_values_without_a_mean(values):
+    with pytest.raises(ValueError, match=r"no values|1 of 2 values are not finite"):
+        interval(values)
+
+
+def test_interval_needs_a_coverage():
+    with pytest.raises(ValueError, match="level is 95"):
+        interval([1.0, 2.0], level=95)
+
+
+def test_summaries_of_a_tidy_table():
+    table = pd.DataFrame(
+        {
+            "source": ["lll", "lll", "fedavg", "fedavg"],
+            "seed": [0, 1, 0, 1],
+            "accuracy": [0.9, 0.8, 0.5, 0.7],
+            "psnr": [60.0, np.nan, np.nan, np.nan],
+        }
+    )
+    found = summarise(table, "source", ["accuracy", "psnr"])
+    assert list(found.columns) == ["source", "measure", "mean", "low", "high", "n"]
+    assert found["source"].tolist() == ["lll", "lll", "fedavg", "fedavg"]
+    assert found["mean"].tolist()[:3] == pytest.approx([0.85, 60, 0.6])
+    assert found["n"].tolist() == [2, 1, 2, 0]
+    assert found.loc[0, "low"] == pytest.approx(interval([0.9, 0.8]).low)
+    assert np.isnan(found.loc[3, "mean"])
+    two = summarise(table.assign(dataset="mnist5k"), ["dataset", "source"], "accuracy")
+    assert two[["dataset", "source"]].drop_duplicates().shape == (2, 2)
+    with pytest.raises(ValueError, match="no column acc; the table has source"):
+        summarise(table, "source", "acc")
