@@ -75,6 +75,7 @@ define install
 { $(BIN)/python -m pip install --disable-pip-version-check --no-input $(1) -e '.[test]' >>$(LOG) 2>&1 & pip=$$!; \
   trap "kill $$pip; exit 130" INT TERM; seconds=0; \
   while kill -0 $$pip 2>/dev/null; do sleep 1; seconds=$$((seconds + 1)); \
-    if [ $$((seconds % 20)) -eq 0 ]; then echo "  $$seconds s: $$(grep -c '^Collecting' $(LOG)) packages found"; fi; done; \
+    if [ $$((seconds % 20)) -eq 0 ]; then if grep -q '^Installing collected' $(LOG); then echo "  $$seconds s: unpacking"; \
+      else echo "  $$seconds s: $$(grep -c '^Collecting' $(LOG)) packages downloaded"; fi; fi; done; \
   wait $$pip; }
 endef

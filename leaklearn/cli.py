@@ -88,11 +88,14 @@ def _help(parser: argparse.ArgumentParser) -> int:
 
 
 def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
-    from leaklearn import progress, settings
+    from leaklearn import settings
+
+    jobs = settings.plan(options.preset, options.only, options.set, paths)  # before the slow imports
+    from leaklearn import progress
     from leaklearn.reproduce import reproduce
 
     if options.list:
-        _say(progress.listing(settings.plan(options.preset, options.only, options.set, paths), paths))
+        _say(progress.listing(jobs, paths))
         return 0
     with progress.Progress() as shown:
         outcomes, report = reproduce(
