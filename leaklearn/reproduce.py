@@ -116,6 +116,10 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell = lambda notebo
             error = _one_line(f"{failure.ename}: {failure.evalue}")
         except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
             error = _one_line(f"{type(failure).__name__}: {failure}")
+        except BaseException:  # interrupted or terminated
+            copy.unlink(missing_ok=True)
+            remove_abandoned(folder, job.notebook)
+            raise
     remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
     _file_copy(copy, paths.results(preset, job.notebook), failed=bool(error))
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak())
@@ -145,7 +149,9 @@ def this_python_as_kernel() -> Iterator[None]:
         spec.parent.mkdir(parents=True)
         described = get_kernel_dict()
         described["argv"][0] = sys.executable
-        described["argv"].append("--IPKernelApp.log_level=40")  # errors; not that sockets on localhost are unencrypted
+        # A cell's error reaches the notebook; the kernel's own log would only tell of unencrypted sockets on localhost
+        # and, after an interruption, of closed ones.
+        described["argv"].append("--IPKernelApp.log_level=50")
         spec.write_text(json.dumps(described))
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:

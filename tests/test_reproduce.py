@@ -133,3 +133,25 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_ends_its_kernel_and_clears_up(tmp_path, number, code):
+    paths = make(tmp_path)
+    marker = tmp_path / "kernel"
+    cell = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(300)"
+    add_notebook(paths, "00_long", cell)
+    program = (
+        "import signal, sys; from pathlib import Path\n"
+        "from leaklearn.cli import main; from leaklearn.paths import Paths\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.exit(main(['reproduce', '--preset', 'smoke'], Paths(Path({str(tmp_path)!r}))))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: marker.is_file() and marker.read_text())
+    runner.send_signal(number)
+    _, told = runner.communicate(timeout=60)
+    assert runner.returncode == code
+    assert "Traceback" not in told
+    wait_for(lambda: not psutil.pid_exists(int(marker.read_text())))
+    assert list((paths.outputs / "smoke").iterdir()) == []
