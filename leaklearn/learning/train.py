@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from leaklearn.data.augment import augment
 from leaklearn.learning.accuracy import as_float, evaluate, labelled
 from leaklearn.learning.ema import Average
-from leaklearn.learning.recipe import Recipe
+from leaklearn.learning.recipe import Recipe, default_pad
 from leaklearn.models import build
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _fit(
     precision = _precision(recipe.amp, images.device)
     scaler = torch.amp.GradScaler(images.device.type, enabled=precision == torch.float16)
     crop = {
-        "pad": info.shape[1] // 8 if recipe.pad is None else recipe.pad,
+        "pad": default_pad(info.shape[1]) if recipe.pad is None else recipe.pad,
         "flip": info.flip if recipe.flip is None else recipe.flip,
         "cutout": recipe.cutout,
     }
