@@ -7,7 +7,7 @@ Nothing in this module, nor in any object it defines, holds a client's images or
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,11 @@ class Payload:
             {name: value.detach().clone() for name, value in model.named_buffers()},
             frozenset(disjoint),
         )
+
+    def to(self, device: str | torch.device) -> Payload:
+        """The same payload on another device."""
+        parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        return replace(self, parameters=parameters, buffers={n: value.to(device) for n, value in self.buffers.items()})
 
     @property
     def device(self) -> torch.device:

@@ -25,6 +25,8 @@ MIXTURE_DISTANCE = 0.25
 ACCEPTED_CONFIDENCE = 0.5
 # Above this rounding noise (in units of 1/255) pixels miss the grid for numerical reasons and the grid decides nothing.
 GRID_NOISE = 0.1
+# Above this rounding noise (in units of the [0, 1] range; 20 dB) a candidate is no picture of anything.
+LARGEST_NOISE = 0.1
 # Allowance for rounding in the range and bin checks, in units of the [0, 1] range.
 TOLERANCE = 0.01
 
@@ -83,6 +85,7 @@ def verify(
     """
     slack = (3 * noise).clamp_min(TOLERANCE)
     valid = images.isfinite().all(1) & (images.amin(1) >= -slack) & (images.amax(1) <= 1 + slack)
+    valid &= noise < LARGEST_NOISE
     if low is not None:
         measured = images @ vector
         # h averages over pixels: its rounding error is at most |v|_1 times that of a pixel.

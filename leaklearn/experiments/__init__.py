@@ -1,0 +1,14 @@
+"""The measurements that the notebooks tell about: each takes settings and seeds and returns tidy tables."""
+
+from leaklearn.experiments.leakage import AttackedRound, Setting, attack_round, measure_leakage
+from leaklearn.experiments.sources import Comparison, FederationSettings, compare_sources
+
+__all__ = [
+    "AttackedRound",
+    "Comparison",
+    "FederationSettings",
+    "Setting",
+    "attack_round",
+    "compare_sources",
+    "measure_leakage",
+]

@@ -1,0 +1,111 @@
+"""One attacked update taken apart: which image fell into which bin, and what the attacker made of each bin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leaklearn.attacks.linear.verification import verify
+from leaklearn.evaluation.quality import psnr
+from leaklearn.experiments.leakage import AttackedRound
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """One client's update, seen from both sides.
+
+    Attributes
+    ----------
+    images : Tensor
+        (N, C, H, W) float in [0, 1]: what the client really used, darkest first.
+    labels : Tensor
+        (N,) int64.
+    measured : Tensor
+        (N,) h(x) of each, ascending: the mean pixel.
+    bin : Tensor
+        (N,) int64 bin of each image, -1 outside of all bins.
+    low, high : Tensor
+        (n,) edges of the bins.
+    occupancy : Tensor
+        (n,) int64 images in each bin.
+    found : Tensor
+        (N, C, H, W) what the attacker reads from each image's bin, clipped to [0, 1]; black where it reads nothing.
+    accepted : Tensor
+        (N,) bool: whether the attacker's own checks accept it as an image.
+    psnr : Tensor
+        (N,) dB of `found` against the truth.
+    """
+
+    images: Tensor
+    labels: Tensor
+    measured: Tensor
+    bin: Tensor
+    low: Tensor
+    high: Tensor
+    occupancy: Tensor
+    found: Tensor
+    accepted: Tensor
+    psnr: Tensor
+
+
+def dissect(attacked: AttackedRound, client: int = 0) -> Anatomy:
+    """Take one client's update of an attack with bins apart.
+
+    Parameters
+    ----------
+    attacked
+        A round attacked by Robbing the Fed or LOKI, in which the server saw single clients' columns.
+    client
+        Its row in the round, from 0.
+
+    Raises
+    ------
+    ValueError
+        If the attack has no bins, only a sum over clients was seen, or there is no such client.
+    """
+    vector, low, high = attacked.payload.model.block.notes
+    weight = attacked.updates.tensors["block.fc1.weight"]
+    bias = attacked.updates.tensors["block.fc1.bias"]
+    if low is None:
+        raise ValueError(f"{type(attacked.attack).__name__} has no bins to look into; take Robbing the Fed or LOKI")
+    if not 0 <= client < len(weight):
+        raise ValueError(f"client {client} is not among the {len(weight)} updates that the server saw (from 0)")
+    row = slice(client, client + 1)
+    own_bias = bias[row] if len(bias) == len(weight) else None
+    delta = attacked.updates.kind == "delta"
+    candidates = attacked.attack.candidates(attacked.payload, weight[row], own_bias, delta)
+    verdict = verify(
+        candidates.images,
+        vector.to(weight.device),
+        low.to(weight.device)[candidates.neuron],
+        high.to(weight.device)[candidates.neuron],
+        candidates.noise,
+        eight_bit=attacked.attack.eight_bit,
+    )
+
+    images = attacked.truth.images[client].float() / 255
+    order = (images.flatten(1) @ vector).argsort()
+    images, measured = images[order], (images.flatten(1) @ vector)[order]
+    which = torch.searchsorted(low, measured) - 1
+    which = torch.where((which >= 0) & (measured <= high[which.clamp_min(0)]), which, -1)
+
+    by_bin = torch.zeros(len(low), images[0].numel())
+    by_bin[candidates.neuron.cpu()] = candidates.images.cpu().nan_to_num().clamp(0, 1)
+    good = torch.zeros(len(low), dtype=torch.bool)
+    good[candidates.neuron.cpu()] = verdict.valid.cpu()
+    inside = which >= 0
+    found = (by_bin[which] * inside.unsqueeze(1)).view_as(images)
+    return Anatomy(
+        images=images,
+        labels=attacked.truth.labels[client][order],
+        measured=measured,
+        bin=which,
+        low=low,
+        high=high,
+        occupancy=torch.bincount(which[inside], minlength=len(low)),
+        found=found,
+        accepted=good[which] & inside,
+        psnr=psnr(found, images),
+    )

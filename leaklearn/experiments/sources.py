@@ -1,0 +1,173 @@
+"""The paper's main question: what is a model worth that was trained on leaked data? Notebooks 00 and 03.
+
+Three sources of one model, on the same images of the same clients: federated learning (nobody ever sees the images),
+linear layer leakage (one round of the same federation, attacked, then ordinary training on what leaked, with its true
+labels: the ideal case), and centralised training on all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from leaklearn.data.images import Dataset
+from leaklearn.experiments.leakage import AttackedRound, Setting, attack_round
+from leaklearn.federated import FedAvg, federate, make_clients
+from leaklearn.leaks import Leak
+from leaklearn.learning import Recipe, evaluate, train
+from leaklearn.models import build
+
+
+@dataclass(frozen=True)
+class FederationSettings:
+    """The federation, in full; it is the same one that is attacked.
+
+    Attributes
+    ----------
+    clients : int
+        Participants; the training images are shared among them.
+    images_per_client : int
+        Images that each uses in a round, of those it has.
+    alpha : float or None
+        Dirichlet concentration of the labels over clients; None: IID.
+    clients_per_round, rounds : int
+        Width and length of the federated training.
+    local_steps : int
+        SGD steps of a client in a round, on mini-batches of images_per_client / local_steps.
+    lr : float
+        Local learning rate.
+    """
+
+    clients: int = 60
+    images_per_client: int = 64
+    alpha: float | None = None
+    clients_per_round: int = 10
+    rounds: int = 60
+    local_steps: int = 8
+    lr: float = 0.05
+
+    def protocol(self) -> FedAvg:
+        """The clients' part in a round."""
+        return FedAvg(self.images_per_client // self.local_steps, self.local_steps, self.lr)
+
+    def __str__(self) -> str:
+        split = "IID" if self.alpha is None else f"Dirichlet({self.alpha:g})"
+        batch = self.images_per_client // self.local_steps
+        return (
+            f"{self.clients} clients, {split}; {self.rounds} rounds of {self.clients_per_round} clients; FedAvg, "
+            f"{self.local_steps} local SGD steps of {batch} images at learning rate {self.lr:g}, no augmentation"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare_sources` measured.
+
+    Attributes
+    ----------
+    table : DataFrame
+        The table `training`: dataset, seed, source, images (how many the model was trained on), accuracy (0..1), then
+        leak_rate (NaN but for lll) and seconds.
+    rounds : DataFrame
+        Accuracy after each evaluated round of the federations: dataset, seed, round, accuracy.
+    leak : Leak
+        The last seed's leak, with the true labels.
+    """
+
+    table: pd.DataFrame
+    rounds: pd.DataFrame
+    leak: Leak
+
+
+def leak_of(
+    data: Dataset, settings: FederationSettings, fc_factor: float, *, model: str, seed: int, device: str = "cpu"
+) -> AttackedRound:
+    """One round of the federation in which the server is malicious: LOKI, all clients, secure aggregation."""
+    clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
+    attack = Setting(
+        "loki",
+        "fedavg",
+        fc_factor,
+        settings.clients,
+        settings.images_per_client,
+        settings.local_steps,
+        True,
+        settings.lr,
+    )
+    return attack_round(attack, clients, data.test, model=model, seed=seed, with_ssim=False, device=device)
+
+
+def compare_sources(
+    data: Dataset,
+    settings: FederationSettings,
+    *,
+    fc_factor: float,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    model: str = "convnet",
+    device: str = "cpu",
+    progress: bool = True,
+) -> Comparison:
+    """Train the same network from each source, once a seed.
+
+    A seed decides the partition into clients, the weights that training starts from, mini-batches and augmentation.
+
+    Parameters
+    ----------
+    data
+        Training images are shared among the clients; test images measure accuracy and give the attacker the statistics
+        of its bins, nothing else.
+    settings
+        The federation.
+    fc_factor
+        Neurons of the malicious layer per image of a client.
+    recipe
+        Ordinary training, the same for leaked and for all images, for the same number of steps.
+    seeds
+        One federation, one leak and two trainings for each.
+    """
+    # As many steps on the leak as on all images: fewer images must not mean less training.
+    recipe = Recipe(**{**vars(recipe), "steps": recipe.total_steps(len(data.train))})
+    rows, rounds = [], []
+    leak = None
+    fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
+
+    def row(
+        seed: int, source: str, images: int, accuracy: float, begin: float, leak_rate: float = float("nan")
+    ) -> dict:
+        about = {"dataset": data.name, "seed": seed, "source": source, "images": images, "accuracy": accuracy}
+        return {**about, "leak_rate": leak_rate, "seconds": perf_counter() - begin}
+
+    for seed in tqdm(seeds, desc=f"seeds on {data.name}", disable=not progress, leave=False):
+        begin = perf_counter()
+        clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
+        federation = federate(
+            build(model, data, seed=seed).to(device),
+            clients,
+            settings.protocol(),
+            rounds=settings.rounds,
+            clients_per_round=settings.clients_per_round,
+            evaluate=partial(evaluate, images=data.test),
+            evaluate_every=max(1, settings.rounds // 24),
+            seed=seed,
+            progress=progress,
+        )
+        rows.append(row(seed, "fedavg", sum(len(client.data) for client in clients), federation.accuracy, begin))
+        rounds.append(federation.history.assign(dataset=data.name, seed=seed))
+
+        begin = perf_counter()
+        attacked = leak_of(data, settings, fc_factor, model=model, seed=seed, device=device)
+        leak = attacked.labelled.labelled()
+        result = fit(model, leak, seed=seed, progress=progress)
+        rows.append(row(seed, "lll", len(leak), result.accuracy, begin, attacked.score.leak_rate))
+
+        begin = perf_counter()
+        result = fit(model, data.train, seed=seed, progress=progress)
+        rows.append(row(seed, "centralised", len(data.train), result.accuracy, begin))
+    history = pd.concat(rounds, ignore_index=True)[["dataset", "seed", "round", "accuracy"]]
+    return Comparison(pd.DataFrame(rows), history, leak)
