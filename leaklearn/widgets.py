@@ -33,7 +33,7 @@ def explore_clients(attacked: AttackedRound) -> widgets.VBox:
     client = widgets.IntSlider(0, 0, last_client, description="client", **wide)
     image = widgets.IntSlider(last_image // 2, 0, last_image, description="image", **wide)
     hint = widgets.HTML("Images go from dark to bright. Blue: alone in its bin, leaked. Red: only a mixture.")
-    picture = widgets.Image(format="png", alt="the chosen image among the bins, its truth and its reconstruction")
+    picture = widgets.Image(format="png")
 
     def redraw(_: object = None) -> None:
         fig = client_view(anatomy(client.value), image.value)

@@ -1,0 +1,125 @@
+"""The measurements behind the notebooks, at tiny sizes."""
+
+import math
+
+import pytest
+import torch
+
+from leaklearn.data import load
+from leaklearn.experiments.anatomy import dissect
+from leaklearn.experiments.leakage import (
+    Setting,
+    attack_round,
+    crowd_settings,
+    factor_settings,
+    measure_leakage,
+)
+from leaklearn.experiments.sources import FederationSettings, compare_sources
+from leaklearn.federated import make_clients
+from leaklearn.learning import Recipe
+
+TABLE = "dataset seed attack protocol fc_factor clients images_per_client local_steps leak_rate expected_leak_rate psnr"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def attacked(data):
+    clients = make_clients(data.train, 100, seed=0)
+    return attack_round(Setting("robbing_the_fed", clients=4, images_per_client=32), clients, data.test, model="lenet")
+
+
+def test_anatomy_tells_truth_bins_and_reconstructions_apart(attacked):
+    for client in range(4):
+        anatomy = dissect(attacked, client)
+        alone = (anatomy.bin >= 0) & (anatomy.occupancy[anatomy.bin.clamp_min(0)] == 1)
+        assert anatomy.occupancy.sum() == (anatomy.bin >= 0).sum()
+        assert (anatomy.measured.diff() >= 0).all()
+        inside = anatomy.bin >= 0
+        assert (anatomy.measured[inside] >= anatomy.low[anatomy.bin[inside]]).all()
+        assert (anatomy.measured[inside] <= anatomy.high[anatomy.bin[inside]]).all()
+        # Alone in its bin an image is exact; a mixture is not, but where one image outweighs the others by far.
+        assert (anatomy.psnr[alone] > 60).float().mean() > 0.95
+        assert (anatomy.psnr[~alone] < 40).float().mean() > 0.8
+        accepted = int(anatomy.accepted.sum())
+        assert accepted == int((attacked.leak.client == client).sum())
+
+
+def test_anatomy_refuses_what_it_cannot_look_into(data, attacked):
+    with pytest.raises(ValueError, match="client 9 is not among the 4 updates"):
+        dissect(attacked, 9)
+    clients = make_clients(data.train, 100, seed=0)
+    trapped = attack_round(Setting("trap_weights", clients=2, images_per_client=16), clients, data.test, model="lenet")
+    with pytest.raises(ValueError, match="TrapWeights has no bins"):
+        dissect(trapped)
+
+
+def test_true_labels_are_those_of_the_images(data, attacked):
+    leak = attacked.labelled
+    pixels = {
+        image.numpy().tobytes(): int(label) for image, label in zip(data.train.images, data.train.labels, strict=True)
+    }
+    for image, label in zip(leak.images, leak.labels, strict=True):
+        key = (image * 255).round().to(torch.uint8).numpy().tobytes()
+        assert pixels[key] == int(label)
+
+
+def test_leakage_table_has_a_row_for_each_setting_and_seed(data):
+    local = {"images_per_client": 16, "local_steps": 4, "lr": 0.01}
+    settings = factor_settings([2.0], clients=2, **local) + crowd_settings([1, 3], fc_factor=2.0, **local)
+    table = measure_leakage(data, settings, [0, 1], model="lenet", progress=False)
+    assert len(table) == 2 * len(settings)
+    assert set(TABLE.split()) <= set(table.columns)
+    assert table["leak_rate"].between(0, 1).all()
+    assert table.loc[table["attack"] == "trap_weights", "expected_leak_rate"].isna().all()
+    again = measure_leakage(data, settings, [0, 1], model="lenet", progress=False)
+    assert table.drop(columns="seconds").equals(again.drop(columns="seconds"))
+
+
+def test_closed_forms_of_settings():
+    assert Setting("robbing_the_fed", fc_factor=4).expected_leak_rate == pytest.approx((1 - 1 / 256) ** 63)
+    crowd = Setting("robbing_the_fed", fc_factor=4, clients=10, secure=True)
+    assert crowd.expected_leak_rate == pytest.approx((1 - 1 / 256) ** 639)
+    assert Setting("loki", fc_factor=4, clients=10, secure=True).expected_leak_rate == pytest.approx(
+        (1 - 1 / 256) ** 63
+    )
+    assert Setting("loki", "fedavg", 4, local_steps=8).expected_leak_rate == pytest.approx(0.874, abs=5e-4)
+    assert math.isnan(Setting("trap_weights").expected_leak_rate)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Setting("lokki"), "unknown attack 'lokki'"),
+        (lambda: Setting("loki", "fedprox"), "unknown protocol 'fedprox'"),
+        (lambda: Setting("loki", "fedsgd", local_steps=2), "one local step, not 2"),
+        (lambda: Setting("loki", "fedavg", local_steps=7), "64 images cannot be cut into 7"),
+        (lambda: Setting("loki", fc_factor=0.0).make_attack(), "fc_factor is 0.0"),
+    ],
+)
+def test_bad_settings_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_more_clients_than_there_are_is_refused(data):
+    with pytest.raises(ValueError, match="5 clients are to be attacked, but there are 3"):
+        attack_round(Setting("loki", clients=5), make_clients(data.train, 3), data.test)
+
+
+def test_sources_are_compared_on_the_same_clients(data):
+    settings = FederationSettings(clients=20, images_per_client=32, clients_per_round=4, rounds=2, local_steps=4)
+    found = compare_sources(
+        data, settings, fc_factor=4, recipe=Recipe(epochs=1), seeds=[0, 1], model="lenet", progress=False
+    )
+    assert list(found.table.columns[:5]) == ["dataset", "seed", "source", "images", "accuracy"]
+    assert found.table["source"].tolist() == ["fedavg", "lll", "centralised"] * 2
+    lll = found.table[found.table["source"] == "lll"]
+    assert (lll["images"] <= 640).all()
+    assert (lll["images"] / 640).sub(lll["leak_rate"]).abs().max() < 0.01
+    assert (found.leak.labels >= 0).all()
+    assert list(found.rounds.columns) == ["dataset", "seed", "round", "accuracy"]
+    assert "IID; 2 rounds of 4 clients" in str(settings)

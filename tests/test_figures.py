@@ -1,0 +1,92 @@
+"""Figures and widgets: they draw what the tables say, and react."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+
+from leaklearn.data import load
+from leaklearn.experiments.anatomy import dissect
+from leaklearn.experiments.leakage import Setting, attack_round
+from leaklearn.federated import make_clients
+from leaklearn.report.curves import accuracy_chart, crowd_chart, leak_rate_panels, rounds_chart
+from leaklearn.report.pictures import bins_chart, client_view, image_grid, pairs
+from leaklearn.widgets import explore_clients
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    data = load("mnist5k")
+    clients = make_clients(data.train, 100, seed=0)
+    return attack_round(Setting("robbing_the_fed", clients=3, images_per_client=16), clients, data.test, model="lenet")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def leakage_table():
+    rows = []
+    for protocol, attack in (("fedsgd", "robbing_the_fed"), ("fedavg", "loki"), ("fedavg+secagg", "loki")):
+        for factor in (1.0, 4.0):
+            for seed in range(3):
+                rows.append(
+                    {"dataset": "mnist5k", "seed": seed, "attack": attack, "protocol": protocol, "fc_factor": factor}
+                    | {"clients": 10 * factor, "images_per_client": 64, "local_steps": 8 if "avg" in protocol else 1}
+                    | {"leak_rate": 0.2 * factor + 0.01 * seed, "expected_leak_rate": 0.2 * factor}
+                )
+    return pd.DataFrame(rows)
+
+
+def test_leak_rate_panels_draw_means_and_closed_forms():
+    fig = leak_rate_panels(leakage_table())
+    left = fig.axes[0]
+    mean = next(line for line in left.lines if line.get_label() == "Robbing the Fed")
+    assert mean.get_ydata().tolist() == pytest.approx([0.21, 0.81])
+    dashed = next(line for line in left.lines if line.get_linestyle() == "--" and len(line.get_ydata()))
+    assert dashed.get_ydata().tolist() == pytest.approx([0.2, 0.8])
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["Robbing the Fed", "closed form"]
+
+
+def test_crowd_chart_shows_sums_only():
+    ax = crowd_chart(leakage_table()).axes[0]
+    assert [line.get_label() for line in ax.lines if line.get_label()[0] != "_"] == ["LOKI", "closed form"]
+
+
+@pytest.mark.parametrize(("dataset", "references"), [("mnist5k", 0), ("cifar10", 2)])
+def test_accuracy_chart_draws_the_papers_numbers_for_their_data_set_only(dataset, references):
+    rows = [
+        {"dataset": dataset, "seed": seed, "source": source, "accuracy": 0.7 + 0.01 * seed}
+        for source in ("fedavg", "lll", "centralised")
+        for seed in range(3)
+    ]
+    ax = accuracy_chart(pd.DataFrame(rows)).axes[0]
+    paper = [line for line in ax.lines if str(line.get_label()).startswith("paper")]
+    assert len(paper) == references
+    history = pd.DataFrame({"dataset": dataset, "seed": [0, 0], "round": [1, 2], "accuracy": [0.5, 0.6]})
+    assert len(rounds_chart(history, pd.DataFrame(rows)).axes) == 1
+
+
+def test_pictures_draw_every_image(attacked):
+    anatomy = dissect(attacked, 1)
+    assert len(bins_chart(anatomy).lines) == 16
+    assert "accepted" in client_view(anatomy, int(anatomy.accepted.nonzero()[0])).axes[2].get_title()
+    titles = [ax.get_title() for ax in pairs(anatomy, columns=8, rows=2).axes]
+    assert sum(" dB" in title for title in titles) == 16
+    sheet = image_grid(torch.rand(5, 3, 8, 8), columns=4).axes[0].images[0].get_array()
+    assert sheet.shape == (20, 40, 3)
+
+
+def test_explorer_changes_its_picture_with_both_sliders(attacked):
+    explorer = explore_clients(attacked)
+    client, image, _, picture = explorer.children
+    seen = {bytes(picture.value)}
+    image.value = 3
+    seen.add(bytes(picture.value))
+    client.value = 2
+    seen.add(bytes(picture.value))
+    assert len(seen) == 3
+    assert all(value.startswith(b"\x89PNG") for value in seen)
+    assert (client.max, image.max) == (2, 15)
