@@ -7,13 +7,8 @@ import torch
 
 from leaklearn.data import load
 from leaklearn.experiments.anatomy import dissect
-from leaklearn.experiments.leakage import (
-    Setting,
-    attack_round,
-    crowd_settings,
-    factor_settings,
-    measure_leakage,
-)
+from leaklearn.experiments.leakage import attack_round, measure_leakage
+from leaklearn.experiments.setting import Setting, crowd_settings, factor_settings
 from leaklearn.experiments.sources import FederationSettings, compare_sources
 from leaklearn.federated import make_clients
 from leaklearn.learning import Recipe
@@ -97,7 +92,9 @@ def test_closed_forms_of_settings():
         (lambda: Setting("loki", "fedprox"), "unknown protocol 'fedprox'"),
         (lambda: Setting("loki", "fedsgd", local_steps=2), "one local step, not 2"),
         (lambda: Setting("loki", "fedavg", local_steps=7), "64 images cannot be cut into 7"),
-        (lambda: Setting("loki", fc_factor=0.0).make_attack(), "fc_factor is 0.0"),
+        (lambda: Setting("loki", fc_factor=0.0), "fc_factor is 0.0"),
+        (lambda: Setting("loki", clients=0), "clients is 0"),
+        (lambda: Setting("loki", "fedavg", local_steps=8, lr=0.0), "lr is 0.0"),
     ],
 )
 def test_bad_settings_are_refused(make, message):
@@ -108,6 +105,14 @@ def test_bad_settings_are_refused(make, message):
 def test_more_clients_than_there_are_is_refused(data):
     with pytest.raises(ValueError, match="5 clients are to be attacked, but there are 3"):
         attack_round(Setting("loki", clients=5), make_clients(data.train, 3), data.test)
+
+
+def test_too_few_images_for_the_clients_are_refused_before_work(data):
+    message = "70 clients of 64 images need 4480, but mnist5k has 4000 training images"
+    with pytest.raises(ValueError, match=message):
+        measure_leakage(data, [Setting("loki", clients=70)], [0])
+    with pytest.raises(ValueError, match=message):
+        compare_sources(data, FederationSettings(clients=70), fc_factor=4, recipe=Recipe(), seeds=[0])
 
 
 def test_sources_are_compared_on_the_same_clients(data):

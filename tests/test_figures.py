@@ -7,7 +7,8 @@ import torch
 
 from leaklearn.data import load
 from leaklearn.experiments.anatomy import dissect
-from leaklearn.experiments.leakage import Setting, attack_round
+from leaklearn.experiments.leakage import attack_round
+from leaklearn.experiments.setting import Setting
 from leaklearn.federated import make_clients
 from leaklearn.report.curves import accuracy_chart, crowd_chart, leak_rate_panels, rounds_chart
 from leaklearn.report.pictures import bins_chart, client_view, image_grid, pairs

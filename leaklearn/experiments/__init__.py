@@ -1,6 +1,7 @@
 """The measurements that the notebooks tell about: each takes settings and seeds and returns tidy tables."""
 
-from leaklearn.experiments.leakage import AttackedRound, Setting, attack_round, measure_leakage
+from leaklearn.experiments.leakage import AttackedRound, attack_round, measure_leakage
+from leaklearn.experiments.setting import Setting, crowd_settings, factor_settings
 from leaklearn.experiments.sources import Comparison, FederationSettings, compare_sources
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "Setting",
     "attack_round",
     "compare_sources",
+    "crowd_settings",
+    "factor_settings",
     "measure_leakage",
 ]

@@ -8,7 +8,7 @@ labels: the ideal case), and centralised training on all images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 
@@ -16,7 +16,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from leaklearn.data.images import Dataset
-from leaklearn.experiments.leakage import AttackedRound, Setting, attack_round
+from leaklearn.experiments.leakage import attack_round
+from leaklearn.experiments.setting import Setting
 from leaklearn.federated import FedAvg, federate, make_clients
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
@@ -51,6 +52,12 @@ class FederationSettings:
     local_steps: int = 8
     lr: float = 0.05
 
+    def attack(self, fc_factor: float) -> Setting:
+        """One round in which the server is malicious: LOKI on all clients, under secure aggregation."""
+        return Setting(
+            "loki", "fedavg", fc_factor, self.clients, self.images_per_client, self.local_steps, secure=True, lr=self.lr
+        )
+
     def protocol(self) -> FedAvg:
         """The clients' part in a round."""
         return FedAvg(self.images_per_client // self.local_steps, self.local_steps, self.lr)
@@ -84,24 +91,6 @@ class Comparison:
     leak: Leak
 
 
-def leak_of(
-    data: Dataset, settings: FederationSettings, fc_factor: float, *, model: str, seed: int, device: str = "cpu"
-) -> AttackedRound:
-    """One round of the federation in which the server is malicious: LOKI, all clients, secure aggregation."""
-    clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
-    attack = Setting(
-        "loki",
-        "fedavg",
-        fc_factor,
-        settings.clients,
-        settings.images_per_client,
-        settings.local_steps,
-        True,
-        settings.lr,
-    )
-    return attack_round(attack, clients, data.test, model=model, seed=seed, with_ssim=False, device=device)
-
-
 def compare_sources(
     data: Dataset,
     settings: FederationSettings,
@@ -130,9 +119,16 @@ def compare_sources(
         Ordinary training, the same for leaked and for all images, for the same number of steps.
     seeds
         One federation, one leak and two trainings for each.
+
+    Raises
+    ------
+    ValueError
+        If the data set has too few images for the clients, or a setting is out of range; before anything is computed.
     """
     # As many steps on the leak as on all images: fewer images must not mean less training.
-    recipe = Recipe(**{**vars(recipe), "steps": recipe.total_steps(len(data.train))})
+    recipe = replace(recipe, steps=recipe.total_steps(len(data.train)))
+    attack = settings.attack(fc_factor)
+    attack.check(data.train)
     rows, rounds = [], []
     leak = None
     fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
@@ -161,7 +157,7 @@ def compare_sources(
         rounds.append(federation.history.assign(dataset=data.name, seed=seed))
 
         begin = perf_counter()
-        attacked = leak_of(data, settings, fc_factor, model=model, seed=seed, device=device)
+        attacked = attack_round(attack, clients, data.test, model=model, seed=seed, with_ssim=False, device=device)
         leak = attacked.labelled.labelled()
         result = fit(model, leak, seed=seed, progress=progress)
         rows.append(row(seed, "lll", len(leak), result.accuracy, begin, attacked.score.leak_rate))

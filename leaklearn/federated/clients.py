@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,7 @@ def respond(
     *,
     secure: bool = False,
     at_once: int | None = None,
+    only: Collection[str] | None = None,
 ) -> Updates:
     """Updates of all clients, computed in batched programs.
 
@@ -76,6 +77,8 @@ def respond(
         Return only the sum over the clients (secure aggregation).
     at_once
         Clients in one program; None chooses by device and batch size. It changes speed and memory, not the draw.
+    only
+        Names of the parameters whose updates are kept, for a caller that looks at no others; None keeps all.
 
     Returns
     -------
@@ -89,7 +92,7 @@ def respond(
     FloatingPointError
         If an update is not finite.
     """
-    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once)
+    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once, only=only)
     if secure:
         aggregation = SecureAggregation(payload, len(clients))
         for chunk in chunks:
@@ -109,16 +112,24 @@ def respond(
 
 
 def respond_in_chunks(
-    clients: Sequence[Client], payload: Payload, protocol: Protocol, seed: int = 0, *, at_once: int | None = None
+    clients: Sequence[Client],
+    payload: Payload,
+    protocol: Protocol,
+    seed: int = 0,
+    *,
+    at_once: int | None = None,
+    only: Collection[str] | None = None,
 ) -> Iterator[Updates]:
     """`respond`, but chunk by chunk, so that the updates of a thousand clients need never be in memory together."""
     positions = draw_batches(clients, protocol, seed).positions
     device = payload.device
-    at_once = clients_at_once(protocol, device) if at_once is None else at_once
+    at_once = clients_at_once(payload, protocol) if at_once is None else at_once
     for start in range(0, len(clients), at_once):
         group = clients[start : start + at_once]
         images, labels = gather(group, positions[start : start + at_once])
         tensors, buffers = local_updates(payload, protocol, images.to(device).float() / 255, labels.to(device))
+        if only is not None:
+            tensors, buffers = {name: tensors[name] for name in only}, {}
         yield Updates(protocol.kind, tensors, buffers, torch.tensor([client.id for client in group]), protocol)
 
 

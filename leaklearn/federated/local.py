@@ -20,11 +20,18 @@ State = dict[str, Tensor]
 # Images that one batched program works on at once. On a CPU larger programs fall out of the cache and get slower
 # (benchmarks/local_training.py); a GPU wants to be full.
 IMAGES_AT_ONCE = {"cpu": 256, "cuda": 8192}
+# Bytes for the clients' weights, gradients and what is between them, four float32 tensors of the model's size each.
+WEIGHT_BYTES = {"cpu": 2**30, "cuda": 2**34}
+BYTES_PER_WEIGHT = 16
 
 
-def clients_at_once(protocol: Protocol, device: torch.device) -> int:
-    """How many clients to compute in one program: at least one, about `IMAGES_AT_ONCE` images a step."""
-    return max(1, IMAGES_AT_ONCE.get(device.type, 256) // protocol.batch_size)
+def clients_at_once(payload: Payload, protocol: Protocol) -> int:
+    """How many clients to compute in one program, at least one: bounded by images a step and by weights in memory."""
+    kind = payload.device.type
+    weights = sum(value.numel() for value in payload.parameters.values())
+    by_images = IMAGES_AT_ONCE.get(kind, IMAGES_AT_ONCE["cpu"]) // protocol.batch_size
+    by_weights = WEIGHT_BYTES.get(kind, WEIGHT_BYTES["cpu"]) // (BYTES_PER_WEIGHT * weights)
+    return max(1, min(by_images, by_weights))
 
 
 def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor) -> tuple[State, State]:

@@ -70,10 +70,7 @@ class LinearLeakage(ABC):
 
     @abstractmethod
     def block(self, public: ImageSet) -> LeakyBlock:
-        """The malicious layers, fitted to public images of the clients' kind.
-
-        Their attributes `vector` (d,), `low` and `high` ((n,) or None) are the attacker's notes and are not sent.
-        """
+        """The malicious layers, fitted to public images of the clients' kind."""
 
     @abstractmethod
     def candidates(self, payload: Payload, weight: Tensor, bias: Tensor | None, delta: bool) -> Candidates:
@@ -84,6 +81,8 @@ class LinearLeakage(ABC):
         return Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint)
 
     disjoint = ()
+    # What the attacker looks at, of all that comes back.
+    reads = ("block.fc1.weight", "block.fc1.bias")
 
     def reconstruct(self, payload: Payload, updates: Updates, round: int = 0) -> Leak:
         """Take images out of updates; what does not pass `verify` is left out.
@@ -102,8 +101,7 @@ class LinearLeakage(ABC):
         Leak
             On the CPU, without labels. `meta` counts `candidates` and `accepted`.
         """
-        weight = updates.tensors["block.fc1.weight"]
-        bias = updates.tensors["block.fc1.bias"]
+        weight, bias = (updates.tensors[name] for name in self.reads)
         known_bias = bias if len(bias) == len(weight) else None
         clients = updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])
         at_once = max(1, VALUES_AT_ONCE // weight[0].numel())

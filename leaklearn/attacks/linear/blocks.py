@@ -30,7 +30,15 @@ class LeakyBlock(nn.Module):
     conv_scale
         None: no convolution. Else the convolutional scaling factor of LOKI's identity mapping set: a 3x3 convolution
         that copies channel c times conv_scale (LOKI, section 3.6).
+
+    Attributes
+    ----------
+    notes : tuple
+        The attacker's own, not part of what is sent: the measurement's vector (d,), and lower and upper edges of the
+        bins ((n,) each), None where the attack has no bins.
     """
+
+    notes: tuple[Tensor, Tensor | None, Tensor | None]
 
     def __init__(
         self,
