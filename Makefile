@@ -16,7 +16,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-saniti
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab bench refresh strip clean moved
+.PHONY: help reproduce test lab bench refresh strip pictures clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
@@ -43,6 +43,11 @@ refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs
 
 strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged keep_output
 	@$(BIN)/nbstripout --keep-count --extra-keys "metadata.language_info.version" notebooks/*.ipynb
+
+pictures:  ## renew the README's pictures from the results of the laptop preset
+	@cp outputs/laptop/00_overview/fig_pairs.png docs/pairs.png
+	@cp outputs/laptop/02_linear_layer_leakage/fig_leak_rate.png docs/leak_rate.png
+	@cp outputs/laptop/03_training_on_leaked_data/fig_accuracy.png docs/accuracy.png
 
 clean:  ## remove caches and results (not outputs/paper, not .venv)
 	@test ! -d outputs || find outputs -mindepth 1 -maxdepth 1 ! -name paper -exec rm -rf {} +

@@ -32,7 +32,7 @@ def explore_clients(attacked: AttackedRound) -> widgets.VBox:
     wide = {"layout": widgets.Layout(width="34em"), "continuous_update": False}
     client = widgets.IntSlider(0, 0, last_client, description="client", **wide)
     image = widgets.IntSlider(last_image // 2, 0, last_image, description="image", **wide)
-    hint = widgets.HTML("Images go from dark to bright. Blue: alone in its bin, leaked. Red: only a mixture.")
+    hint = widgets.HTML("Images go from dark to bright. Blue: alone in its bin, leaked. Orange: only a mixture.")
     picture = widgets.Image(format="png")
 
     def redraw(_: object = None) -> None:

@@ -50,7 +50,7 @@ def image_grid(images: Tensor, columns: int = 16, title: str = "") -> Figure:
 def pairs(anatomy: Anatomy, columns: int = 12, rows: int = 2) -> Figure:
     """Truth above what the attacker reads from its bin, evenly chosen from dark to bright.
 
-    Blue frames: the attacker accepts the image; red: it rejects a mixture of several. The number is the PSNR in dB.
+    Blue frames: the attacker accepts the image; orange: it rejects a mixture of several. The number is the PSNR in dB.
     """
     count = min(columns * rows, len(anatomy.images))
     chosen = np.linspace(0, len(anatomy.images) - 1, count).round().astype(int)
@@ -71,7 +71,7 @@ def pairs(anatomy: Anatomy, columns: int = 12, rows: int = 2) -> Figure:
 def bins_chart(anatomy: Anatomy, highlight: int | None = None, ax: Axes | None = None) -> Axes:
     """Every image of one client over its brightness, stacked where several share a bin.
 
-    Alone in its bin (blue) an image leaks exactly; with others (red) only their mixture does.
+    Alone in its bin (blue) an image leaks exactly; with others (orange) only their mixture does.
     """
     if ax is None:
         _, ax = plt.subplots(figsize=(8, 2.6))
