@@ -33,7 +33,7 @@ def one_by_one(clients, payload, protocol, seed):
     positions = draw_batches(clients, protocol, seed).positions
     updates, buffers = [], []
     for client, rows in zip(clients, positions, strict=True):
-        model = copy.deepcopy(payload.model)
+        model = copy.deepcopy(payload.model).to(payload.dtype)
         model.load_state_dict({**payload.parameters, **payload.buffers})
         model.train(protocol.batch_norm == "train")
         lr = protocol.lr if isinstance(protocol, FedAvg) else 1.0
@@ -41,7 +41,7 @@ def one_by_one(clients, payload, protocol, seed):
         for row in rows:
             batch = client.data[row]
             optimiser.zero_grad()
-            F.cross_entropy(model(batch.float()), batch.labels).backward()
+            F.cross_entropy(model(batch.images.to(payload.dtype) / 255), batch.labels).backward()
             if isinstance(protocol, FedSGD):
                 updates.append({name: p.grad for name, p in model.named_parameters()})
             else:
@@ -57,15 +57,14 @@ def one_by_one(clients, payload, protocol, seed):
 @pytest.mark.parametrize("protocol", [FedSGD(4), FedAvg(3, 3, 0.1), FedAvg(3, 2, 0.1, batch_norm="eval")], ids=repr)
 def test_batched_clients_equal_one_after_another(clients, name, norm, protocol):
     width = {"lenet": 4, "convnet": 4, "resnet18": 4}[name]
-    payload = Payload.of(build(name, INFO, norm=norm, width=width))
+    payload = Payload.of(build(name, INFO, norm=norm, width=width)).to(dtype=torch.float64)
     updates = respond(clients, payload, protocol, seed=3, at_once=3)
     expected, buffers = one_by_one(clients, payload, protocol, seed=3)
     for k in range(len(clients)):
         for key, value in expected[k].items():
-            scale = value.abs().max().clamp_min(1e-3)
-            assert (updates.tensors[key][k] - value).abs().max() <= 2e-4 * scale, key
+            torch.testing.assert_close(updates.tensors[key][k], value, rtol=1e-7, atol=1e-10)
         for key, value in updates.buffers.items():
-            torch.testing.assert_close(value[k], buffers[k][key], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(value[k], buffers[k][key], rtol=1e-9, atol=1e-10)
     assert bool(updates.buffers) == (norm == "batch" and protocol.batch_norm == "train")
 
 

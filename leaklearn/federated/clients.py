@@ -68,7 +68,7 @@ def respond(
     clients
         Who answers.
     payload
-        What the server sent; the computation runs on its device.
+        What the server sent; the computation runs on its device and in its precision.
     protocol
         `FedSGD` or `FedAvg`.
     seed
@@ -127,7 +127,8 @@ def respond_in_chunks(
     for start in range(0, len(clients), at_once):
         group = clients[start : start + at_once]
         images, labels = gather(group, positions[start : start + at_once])
-        tensors, buffers = local_updates(payload, protocol, images.to(device).float() / 255, labels.to(device))
+        images = images.to(device, payload.dtype) / 255
+        tensors, buffers = local_updates(payload, protocol, images, labels.to(device))
         if only is not None:
             tensors, buffers = {name: tensors[name] for name in only}, {}
         yield Updates(protocol.kind, tensors, buffers, torch.tensor([client.id for client in group]), protocol)

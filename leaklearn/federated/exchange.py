@@ -45,10 +45,18 @@ class Payload:
             frozenset(disjoint),
         )
 
-    def to(self, device: str | torch.device) -> Payload:
-        """The same payload on another device."""
-        parameters = {name: value.to(device) for name, value in self.parameters.items()}
-        return replace(self, parameters=parameters, buffers={n: value.to(device) for n, value in self.buffers.items()})
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Payload:
+        """The same payload on another device, or in another floating-point precision."""
+
+        def moved(named: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {n: v.to(device, dtype if v.is_floating_point() else None) for n, v in named.items()}
+
+        return replace(self, parameters=moved(self.parameters), buffers=moved(self.buffers))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+        return next(iter(self.parameters.values())).dtype
 
     @property
     def device(self) -> torch.device:

@@ -19,7 +19,7 @@ State = dict[str, Tensor]
 
 # Images that one batched program works on at once. On a CPU larger programs fall out of the cache and get slower
 # (benchmarks/local_training.py); a GPU wants to be full.
-IMAGES_AT_ONCE = {"cpu": 256, "cuda": 8192}
+IMAGES_AT_ONCE = {"cpu": 128, "cuda": 8192}
 # Bytes for the clients' weights, gradients and what is between them, four float32 tensors of the model's size each.
 WEIGHT_BYTES = {"cpu": 2**30, "cuda": 2**34}
 BYTES_PER_WEIGHT = 16
