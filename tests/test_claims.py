@@ -171,3 +171,11 @@ def test_tables_are_read_from_the_outputs_of_a_preset(tmp_path):
 
 def test_verdicts_are_the_four():
     assert VERDICTS == ("reproduced", "partly", "not reproduced", "not run")
+
+
+def test_settings_too_small_to_tell_two_points_are_left_out():
+    small = leakage(shift=0.09, factors=(4,)).assign(clients=1)  # 192 images over three seeds
+    large = leakage(factors=(4, 2))
+    assert verdict(closed_form(pd.concat([large, small]))) == "reproduced"
+    assert verdict(closed_form(small)) == "not run"
+    assert verdict(closed_form(pd.concat([large, leakage(shift=0.09, factors=(1,))]))) == "partly"
