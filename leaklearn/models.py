@@ -8,7 +8,7 @@ All three share one contract, so that attacks, federation and training need to k
   running statistics of batch norm in train mode.
 
 Batch norm is PyTorch's own. Under ``functional_call`` in train mode it updates the running statistics *in place in the
-tensors it is handed*; under ``vmap`` these must therefore be one copy per client, stacked (`stack_state`), not one
+tensors it is handed*; under ``vmap`` these must therefore be one copy per client, stacked, not one
 shared tensor. A batch-norm network in eval mode only reads them, so there one shared tensor will do.
 """
 
@@ -213,25 +213,6 @@ def build(
                     for parameter in module.parameters():
                         nn.init.uniform_(parameter, -0.5, 0.5)
     return network
-
-
-def stack_state(model: nn.Module, clients: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers of one model, copied for each client along a new first axis.
-
-    The stacked copies own their memory, so ``vmap(grad(...))`` over them may update batch-norm statistics in place.
-
-    Returns
-    -------
-    tuple of dict
-        Parameters and buffers by name, each of shape (clients, ...), detached.
-    """
-    if clients < 1:
-        raise ValueError(f"clients is {clients}; at least one is needed")
-
-    def copies(named: Any) -> dict[str, Tensor]:
-        return {key: value.detach().expand(clients, *value.shape).clone() for key, value in named}
-
-    return copies(model.named_parameters()), copies(model.named_buffers())
 
 
 def _one_of(value: str, valid: tuple[str, ...], what: str) -> str:
