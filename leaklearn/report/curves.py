@@ -73,8 +73,8 @@ def leak_rate_panels(table: pd.DataFrame) -> Figure:
         images = int(mine["images_per_client"].iloc[0])
         for ax, protocol in zip(axes, ("fedsgd", "fedavg"), strict=True):
             leak_rates(mine, protocol, ax=ax)
-        axes[0].set_title(f"{name}: FedSGD, {images} images, one step")
-        axes[1].set_title(f"FedAvg, {steps} steps of {images // steps}")
+        axes[0].set_title(f"{name}, FedSGD ({images} images)")
+        axes[1].set_title(f"FedAvg ({steps} steps of {images // steps})")
         axes[1].set_ylabel("")
         axes[0].legend(loc="upper left")
         axes[1].legend(loc="lower right")
