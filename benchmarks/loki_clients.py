@@ -25,6 +25,7 @@ import torch
 
 from leaklearn.attacks import Loki
 from leaklearn.data import ImageSet, load
+from leaklearn.evaluation import Truth, score
 from leaklearn.federated import Client, FedAvg, FedSGD, draw_batches, gather, respond
 from leaklearn.files import write_text
 from leaklearn.models import build
@@ -65,14 +66,8 @@ def measure(clients: int, protocol: str) -> dict:
     leak = attack.reconstruct(payload, updates)
     end = perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    positions = draw_batches(group, settings, 0).flat
-    found = 0
-    for k, client in enumerate(group):  # share of attacked images that some reconstruction meets at 20 dB
-        truth = gather([client], positions[k : k + 1])[0][0].flatten(1).float() / 255
-        mine = leak.images[leak.client == k].flatten(1)
-        if len(mine):
-            distance = torch.cdist(truth, mine, compute_mode="donot_use_mm_for_euclid_dist") ** 2 / truth.shape[1]
-            found += int((distance.amin(1) <= 10**-2.0).sum())
+    truth, labels = gather(group, draw_batches(group, settings, 0).flat)
+    scored = score(leak, Truth(truth, labels, updates.clients), with_ssim=False)
     size, neurons = train.images[0].numel(), attack.neurons
     return {
         "dataset": train.info.name,
@@ -80,7 +75,8 @@ def measure(clients: int, protocol: str) -> dict:
         "clients": clients,
         "images_per_client": IMAGES,
         "fc_factor": FACTOR,
-        "leak_rate": found / (clients * IMAGES),
+        "leak_rate": scored.leak_rate,
+        "false_positives": scored.false_positives,
         "clients_seconds": middle - start,
         "attack_seconds": end - middle,
         "peak_gib": peak,
