@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.verification import verify
 from leaklearn.evaluation.quality import psnr
 from leaklearn.experiments.leakage import AttackedRound
 
@@ -76,14 +75,7 @@ def dissect(attacked: AttackedRound, client: int = 0) -> Anatomy:
     own_bias = bias[row] if len(bias) == len(weight) else None
     delta = attacked.updates.kind == "delta"
     candidates = attacked.attack.candidates(attacked.payload, weight[row], own_bias, delta)
-    verdict = verify(
-        candidates.images,
-        vector.to(weight.device),
-        low.to(weight.device)[candidates.neuron],
-        high.to(weight.device)[candidates.neuron],
-        candidates.noise,
-        eight_bit=attacked.attack.eight_bit,
-    )
+    verdict = attacked.attack.judge(attacked.payload, candidates)
 
     images = attacked.truth.images[client].float() / 255
     order = (images.flatten(1) @ vector).argsort()

@@ -73,11 +73,13 @@ def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: 
         return F.cross_entropy(logits, labels)
 
     shared = vmap(grad(loss), in_dims=(None, 0, 0, 0))
-    if not isinstance(protocol, FedAvg):
-        updates = shared(payload.parameters, buffers, images[:, 0], labels[:, 0])
-    else:
-        updates = _local_sgd(shared, vmap(grad(loss)), payload.parameters, buffers, images, labels, protocol.lr)
-    model.train(mode)
+    try:
+        if not isinstance(protocol, FedAvg):
+            updates = shared(payload.parameters, buffers, images[:, 0], labels[:, 0])
+        else:
+            updates = _local_sgd(shared, vmap(grad(loss)), payload.parameters, buffers, images, labels, protocol.lr)
+    finally:
+        model.train(mode)
     _check_finite(updates)
     return updates, buffers
 

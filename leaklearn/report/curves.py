@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.report.paper import ACCURACY, DATASET
-from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR, axes_or_new, band, reference_line
+from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR, axes_or_new, band, error_bars, reference_line
 
 NAMES = {
     "trap_weights": "trap weights",
@@ -110,7 +110,7 @@ def accuracy_chart(table: pd.DataFrame) -> Figure:
             mean, low, high = (100 * means.loc[source, key] for key in ("mean", "low", "high"))
             colour = COLOURS[source]
             ax.plot([place - 0.12] * len(values), values, "o", color=colour, alpha=0.45)
-            ax.errorbar(place + 0.12, mean, [[mean - low], [high - mean]], fmt="D", color=colour, markersize=7)
+            error_bars([place + 0.12], [mean], [low], [high], color=colour, marker="D", markersize=7, ax=ax)
             ax.annotate(f"{mean:.2f}", (place + 0.12, mean), (9, -4), textcoords="offset points")
         if name == DATASET:
             for number, (source, value) in ACCURACY.items():

@@ -99,11 +99,16 @@ def error_bars(
     *,
     label: str = "",
     color: str | None = None,
+    marker: str = "o",
+    markersize: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw means as points with their intervals as bars; arguments as in `band`, for positions that form no line."""
+    """Draw means as points with their intervals as bars; arguments as in `band`, for positions that form no line.
+
+    `marker` and `markersize` (in points; by default the style's) are matplotlib's.
+    """
     ax = axes_or_new(ax)
     below = [m - lo for m, lo in zip(mean, low, strict=True)]
     above = [hi - m for m, hi in zip(mean, high, strict=True)]
-    ax.errorbar(x, mean, yerr=[below, above], fmt="o", color=color, label=label or None)
+    ax.errorbar(x, mean, yerr=[below, above], fmt=marker, color=color, label=label or None, markersize=markersize)
     return ax

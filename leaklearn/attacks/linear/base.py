@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
-from leaklearn.attacks.linear.verification import fit_scale, verify
+from leaklearn.attacks.linear.verification import Verdict, fit_scale, verify
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak, merge
@@ -117,14 +117,18 @@ class LinearLeakage(ABC):
         meta |= {"summed": updates.summed, "clients": len(updates), "candidates": seen, "accepted": len(leak)}
         return Leak(leak.images, leak.confidence, leak.client, leak.round, leak.bin, meta=meta)
 
-    def _leak(self, payload: Payload, found: Candidates, clients: Tensor, round: int) -> Leak:
-        block = payload.model.block
-        vector, low, high = (None if note is None else note.to(found.images.device) for note in block.notes)
+    def judge(self, payload: Payload, found: Candidates) -> Verdict:
+        """Which candidates the attacker believes: `verify`, each with the bin that it came from."""
+        notes = payload.model.block.notes
+        vector, low, high = (None if note is None else note.to(found.images.device) for note in notes)
         if low is not None:
             low, high = low[found.neuron], high[found.neuron]
-        verdict = verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
+        return verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
+
+    def _leak(self, payload: Payload, found: Candidates, clients: Tensor, round: int) -> Leak:
+        verdict = self.judge(payload, found)
         kept = verdict.valid
-        images = found.images[kept].clamp(0, 1).unflatten(1, block.shape).cpu()
+        images = found.images[kept].clamp(0, 1).unflatten(1, payload.model.block.shape).cpu()
         client = clients.to(found.row.device)[found.row[kept]].cpu()
         return Leak(
             images.contiguous(),
@@ -135,13 +139,14 @@ class LinearLeakage(ABC):
         )
 
 
-def exact_ratio(weight: Tensor, bias: Tensor, input_scale: float = 1.0) -> Candidates:
+def exact_ratio(weight: Tensor, bias: Tensor, input_scale: float = 1.0, *, largest: Tensor | None = None) -> Candidates:
     """x = dW / (db * input_scale) of every neuron that has a bias gradient: weight (K, n, d), bias (K, n).
 
-    Sums over a batch are rounded to about the largest term that any neuron saw; what that leaves in a neuron is divided
-    by its own bias gradient, hence `noise`.
+    Sums over a batch are rounded to about the largest term that any neuron saw, `largest` (K, 1), by default that of
+    `bias`; what that leaves in a neuron is divided by its own bias gradient, hence `noise`.
     """
-    largest = bias.abs().amax(1, keepdim=True)
+    if largest is None:
+        largest = bias.abs().amax(1, keepdim=True)
     row, neuron = (bias.abs() > UNIT_ROUNDOFF * largest).nonzero(as_tuple=True)
     divisor = bias[row, neuron]
     images = weight[row, neuron] / (divisor * input_scale).unsqueeze(1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.base import UNIT_ROUNDOFF, Candidates, LinearLeakage, direction_in_bin, exact_ratio
+from leaklearn.attacks.linear.base import Candidates, LinearLeakage, direction_in_bin, exact_ratio
 from leaklearn.attacks.linear.blocks import LeakyBlock
 from leaklearn.attacks.linear.measurements import Population, bounded_edges, measurement_vector, relu_cutoffs
 from leaklearn.data.images import ImageSet
@@ -81,10 +81,9 @@ def differences(weight: Tensor, bias: Tensor) -> Candidates:
     weight_step = torch.cat([weight[:, :-1] - weight[:, 1:], weight[:, -1:]], 1)
     bias_step = torch.cat([bias[:, :-1] - bias[:, 1:], bias[:, -1:]], 1)
     # An empty bin leaves the rounding of two sums over all brighter images, which looks like a tiny step.
-    bias_step = torch.where(bias_step.abs() > DIFFERENCE_ROUNDING * bias.abs().amax(1, keepdim=True), bias_step, 0.0)
-    found = exact_ratio(weight_step, bias_step)
-    largest = bias.abs().amax(1)[found.row] / bias_step[found.row, found.neuron].abs()
-    return found._replace(noise=UNIT_ROUNDOFF * largest)
+    largest = bias.abs().amax(1, keepdim=True)
+    bias_step = torch.where(bias_step.abs() > DIFFERENCE_ROUNDING * largest, bias_step, 0.0)
+    return exact_ratio(weight_step, bias_step, largest=largest)
 
 
 def bounded_block(
