@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from leaklearn.evaluation import assign, interval, lpips, pairwise_mse, psnr, ssim, summarise
 from leaklearn.evaluation.assignment import match_within
-from leaklearn.evaluation.quality import CEILING_DB
+from leaklearn.evaluation.similarity import CEILING_DB
 
 
 def noise(*shape, seed=0):
@@ -130,11 +130,11 @@ def test_ssim_of_known_pairs():
 
 
 def test_many_pairs_are_the_same_in_chunks(monkeypatch):
-    from leaklearn.evaluation import quality
+    from leaklearn.evaluation import similarity
 
     a, b = noise(9, 1, 16, 16), noise(9, 1, 16, 16, seed=1)
     whole = psnr(a, b), ssim(a, b)
-    monkeypatch.setattr(quality, "CHUNK", 4)
+    monkeypatch.setattr(similarity, "CHUNK", 4)
     torch.testing.assert_close((psnr(a, b), ssim(a, b)), whole)
     assert psnr(a[:0], b[:0]).shape == ssim(a[:0], b[:0]).shape == (0,)
 

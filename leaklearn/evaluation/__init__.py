@@ -6,7 +6,8 @@ The only part of the package that sees the truth; nothing here is available to a
 from leaklearn.evaluation.assignment import assign, pairwise_mse
 from leaklearn.evaluation.expected import expected_leak_rate, expected_leak_rate_fedavg, expected_over_rounds
 from leaklearn.evaluation.leakage import LeakScore, score
-from leaklearn.evaluation.quality import lpips, psnr, ssim
+from leaklearn.evaluation.reconstruction import quality
+from leaklearn.evaluation.similarity import lpips, psnr, ssim
 from leaklearn.evaluation.statistics import Interval, interval, summarise
 from leaklearn.evaluation.truth import Truth
 
@@ -22,6 +23,7 @@ __all__ = [
     "lpips",
     "pairwise_mse",
     "psnr",
+    "quality",
     "score",
     "ssim",
     "summarise",

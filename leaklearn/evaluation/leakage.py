@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from leaklearn.evaluation.assignment import match_within, pairwise_mse
-from leaklearn.evaluation.quality import CEILING_DB, CHUNK, psnr, ssim
+from leaklearn.evaluation.similarity import CEILING_DB, measure_pairs, pick
 from leaklearn.evaluation.truth import Truth
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bo
     table["reconstruction"], table["psnr"], table["ssim"] = -1, nan, nan
     table.loc[image, "leaked"] = True
     table.loc[image, "reconstruction"] = matched
-    table.loc[image, ["psnr", "ssim"]] = _quality(leak.images, originals, matched, positions[image], with_ssim)
+    table.loc[image, ["psnr", "ssim"]] = measure_pairs(leak.images, matched, originals, positions[image], with_ssim)
     with np.errstate(divide="ignore"):
         decibel = np.minimum(-10 * np.log10(nearest), CEILING_DB)
     table["nearest_psnr"] = np.where(np.isfinite(nearest), decibel, nan)
@@ -185,8 +185,8 @@ def _good_pairs(
     rows, columns, errors = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0)]
     nearest = np.full(len(positions), np.inf)
     for chosen, attacked in _comparisons(of_leak, clients):
-        truth = _pick(originals, positions[attacked]).to(reconstructions.device)
-        mse = pairwise_mse(_pick(reconstructions, chosen), truth).cpu().numpy()
+        truth = pick(originals, positions[attacked]).to(reconstructions.device)
+        mse = pairwise_mse(pick(reconstructions, chosen), truth).cpu().numpy()
         if not np.isfinite(mse).all():
             raise ValueError("some reconstructions have pixels that are not finite; drop them before scoring")
         nearest[attacked] = np.minimum(nearest[attacked], mse.min(0))
@@ -216,23 +216,3 @@ def _groups(names: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 def _blocks(positions: np.ndarray) -> list[np.ndarray]:
     return np.split(positions, range(BLOCK, len(positions), BLOCK))
-
-
-def _pick(images: Tensor, positions: np.ndarray) -> Tensor:
-    return images[torch.from_numpy(positions).to(images.device)]
-
-
-def _quality(
-    reconstructions: Tensor, originals: Tensor, rows: np.ndarray, positions: np.ndarray, with_ssim: bool
-) -> np.ndarray:
-    """PSNR and SSIM of the assigned pairs, (pairs, 2), a chunk of them at a time."""
-    quality = np.full((len(rows), 2), nan)
-    for begin in range(0, len(rows), CHUNK):
-        part = slice(begin, begin + CHUNK)
-        x = _pick(reconstructions, rows[part]).float()
-        y = _pick(originals, positions[part]).to(x.device)
-        y = y.float().div_(255) if y.dtype == torch.uint8 else y.float()
-        quality[part, 0] = psnr(x, y).cpu().numpy()
-        if with_ssim:
-            quality[part, 1] = ssim(x, y).cpu().numpy()
-    return quality

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from leaklearn.evaluation.quality import psnr
+from leaklearn.evaluation.similarity import psnr
 from leaklearn.experiments.leakage import AttackedRound
 
 

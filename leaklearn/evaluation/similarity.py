@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from math import nan
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,6 +122,45 @@ def lpips(a: Tensor, b: Tensor) -> Tensor | None:
     return torch.cat(
         [metric(_rgb(x), _rgb(y), net_type="alex", reduction="none", normalize=True).reshape(-1) for x, y in chunks]
     )
+
+
+def pick(images: Tensor, positions: np.ndarray) -> Tensor:
+    """The images at these positions, which NumPy keeps on the CPU."""
+    return images[torch.from_numpy(positions).to(images.device)]
+
+
+def measure_pairs(
+    reconstructions: Tensor, rows: np.ndarray, originals: Tensor, positions: np.ndarray, with_ssim: bool
+) -> np.ndarray:
+    """PSNR and SSIM of assigned pairs, a chunk of them at a time.
+
+    Parameters
+    ----------
+    reconstructions, originals
+        (M, C, H, W) and (A, C, H, W), float in [0, 1] or uint8.
+    rows, positions
+        (P,) int64: reconstruction ``rows[i]`` belongs to original ``positions[i]``.
+    with_ssim
+        Also compute the SSIM; NaN without.
+
+    Returns
+    -------
+    ndarray
+        (P, 2) float64: PSNR in dB, SSIM.
+    """
+    values = np.full((len(rows), 2), nan)
+    for begin in range(0, len(rows), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        x = _unit(pick(reconstructions, rows[part]))
+        y = _unit(pick(originals, positions[part])).to(x.device)
+        values[part, 0] = psnr(x, y).cpu().numpy()
+        if with_ssim:
+            values[part, 1] = ssim(x, y).cpu().numpy()
+    return values
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
 
 
 def _rgb(images: Tensor) -> Tensor:
