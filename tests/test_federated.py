@@ -9,6 +9,7 @@ from tiny import INFO, image_set
 
 from leaklearn.federated import (
     Client,
+    Draw,
     FedAvg,
     FedSGD,
     Payload,
@@ -87,6 +88,18 @@ def test_chunks_change_nothing_but_rounding(clients):
     assert torch.equal(together.clients, apart.clients)
     for name, value in together.tensors.items():
         torch.testing.assert_close(value, apart.tensors[name], rtol=1e-3, atol=1e-6)
+
+
+def test_a_few_of_many_clients_answer_with_the_batches_drawn_for_all(clients):
+    payload, protocol = Payload.of(build("lenet", INFO, width=4)), FedSGD(3)
+    everyone = respond(clients, payload, protocol, seed=2)
+    few = Draw(draw_batches(clients, protocol, seed=2).positions[1:3])
+    updates = respond(clients[1:3], payload, protocol, batches=few)
+    assert updates.clients.tolist() == everyone.clients[1:3].tolist()
+    for name, value in updates.tensors.items():
+        torch.testing.assert_close(value, everyone.tensors[name][1:3])
+    with pytest.raises(ValueError, match="2 clients were given for 1"):
+        respond(clients[:1], payload, protocol, batches=few)
 
 
 def test_secure_aggregation_is_the_sum_whatever_the_chunks(clients):

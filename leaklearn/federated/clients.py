@@ -60,6 +60,7 @@ def respond(
     secure: bool = False,
     at_once: int | None = None,
     only: Collection[str] | None = None,
+    batches: Draw | None = None,
 ) -> Updates:
     """Updates of all clients, computed in batched programs.
 
@@ -79,6 +80,8 @@ def respond(
         Clients in one program; None chooses by device and batch size. It changes speed and memory, not the draw.
     only
         Names of the parameters whose updates are kept, for a caller that looks at no others; None keeps all.
+    batches
+        The mini-batches where they are drawn already, as for a few of many clients; `seed` is then not used.
 
     Returns
     -------
@@ -88,11 +91,11 @@ def respond(
     Raises
     ------
     ValueError
-        If a batch is larger than a client's data, or no client is given.
+        If a batch is larger than a client's data, no client is given, or `batches` are not those of as many clients.
     FloatingPointError
         If an update is not finite.
     """
-    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once, only=only)
+    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once, only=only, batches=batches)
     if secure:
         aggregation = SecureAggregation(payload, len(clients))
         for chunk in chunks:
@@ -119,9 +122,12 @@ def respond_in_chunks(
     *,
     at_once: int | None = None,
     only: Collection[str] | None = None,
+    batches: Draw | None = None,
 ) -> Iterator[Updates]:
     """`respond`, but chunk by chunk, so that the updates of a thousand clients need never be in memory together."""
-    positions = draw_batches(clients, protocol, seed).positions
+    positions = (draw_batches(clients, protocol, seed) if batches is None else batches).positions
+    if len(positions) != len(clients):
+        raise ValueError(f"mini-batches of {len(positions)} clients were given for {len(clients)} clients")
     device = payload.device
     at_once = clients_at_once(payload, protocol) if at_once is None else at_once
     for start in range(0, len(clients), at_once):
