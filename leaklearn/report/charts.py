@@ -50,11 +50,12 @@ def paper_chart(claims: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     claims : DataFrame
-        As `leaklearn.report.claims.judge` gives it; rows without a number on either side are left out.
+        As `leaklearn.report.claims.judge` gives it; rows in another unit, or without a number on either side, are left
+        out.
     ax : Axes, optional
         Axes to draw on; by default those of a new figure.
     """
-    rows = claims.dropna(subset=["measured", "target"]).reset_index(drop=True)
+    rows = claims[claims["unit"] == "%"].dropna(subset=["measured", "target"]).reset_index(drop=True)
     if ax is None:
         _, ax = plt.subplots(figsize=(6.4, max(2.2, 0.45 * len(rows) + 1.4)))
     stroke = {"color": PAPER_COLOUR, "markersize": 18, "markeredgewidth": 3}

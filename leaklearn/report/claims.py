@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from leaklearn.paths import REPOSITORY, Paths
-from leaklearn.report import paper, rules
+from leaklearn.report import inversion_rules, paper, rules
 from leaklearn.report.rules import NOT_RUN, Finding
 
 COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
@@ -18,15 +18,22 @@ Rule = Callable[[pd.DataFrame], list[Finding]]
 # Which table a claim is decided by, the columns it needs, and how. A claim that is not here is "not run".
 RULES: dict[str, tuple[str, Rule]] = {
     "C1": ("training", rules.training_order),
+    "C2": ("gi_quality", inversion_rules.quality_falls),
+    "C3": ("gi_cost", inversion_rules.cost),
     "C4": ("lll_leakage", rules.closed_form),
     "P1": ("training", partial(rules.accuracy_number, number="P1")),
     "P2": ("training", partial(rules.accuracy_number, number="P2")),
     "P3": ("training", partial(rules.accuracy_number, number="P3")),
+    "P4": ("gi_quality", inversion_rules.psnr_number),
+    "P5": ("gi_cost", inversion_rules.days_number),
     "P6": ("lll_leakage", rules.leaked_share),
+    "P7": ("gi_quality", inversion_rules.breach),
 }
 NEEDED = {
     "training": {"dataset", "seed", "source", "accuracy"},
     "lll_leakage": {"dataset", "seed", *rules.SETTING, "leak_rate", "expected_leak_rate"},
+    "gi_quality": {"dataset", "seed", "model", "attack", "batch_size", "psnr"},
+    "gi_cost": {"dataset", "seed", "model", "attack", "batch_size", "device", "iterations", "days_for_50k"},
 }
 
 

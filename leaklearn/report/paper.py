@@ -104,3 +104,12 @@ ACCURACY = {"P1": ("fedavg", 72.76), "P2": ("gi", 90.34), "P3": ("lll", 93.16)}
 
 # P6: percent leaked by FC units per image.
 LEAKED = {4: 78.93, 2: 76.61, 1: 75.15}
+
+# P4: mean PSNR in dB of GI reconstructions, by batch size. The network is unknown.
+PSNR = {4: 27.88}
+
+# P5: days to invert CIFAR-10 (read as its 50,000 training images) on one A100, by batch size. The network is unknown.
+DAYS = {4: 61.17}
+
+# P7: the batch size at which GI can still breach privacy.
+BREACHED_BATCH = 100

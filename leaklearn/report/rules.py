@@ -93,7 +93,7 @@ def _order(dataset: str, frame: pd.DataFrame) -> Finding:
             reasons.append(f"{high} − {low} = {difference.mean:+.2f} points ({states[-1]})")
     absent = [source for source in ("gi", "centralised") if source not in chain]
     reasons += [f"{source} not run" for source in absent]
-    reasons.append(_seeds(gain.n))
+    reasons.append(count_seeds(gain.n))
     if "fails" in states:
         verdict = NOT_REPRODUCED
     else:
@@ -133,7 +133,7 @@ def _closed_form(dataset: str, frame: pd.DataFrame) -> Finding:
     attack, protocol, factor, clients, images, steps = setting
     where = f"{attack} with {protocol}, factor {factor:g}, {clients} clients of {images}, {steps} local steps"
     why = f"{len(close)} of {len(estimates)} settings within {CLOSE:g} points of the closed form"
-    why += f"; largest gap at {where}; {_seeds(seeds)} or more"
+    why += f"; largest gap at {where}; {count_seeds(seeds)} or more"
     if len(close) < len(estimates):
         verdict = PARTLY if close else NOT_REPRODUCED
     else:
@@ -189,11 +189,12 @@ def verdict_on_number(value: Interval, target: float) -> str:
 
 
 def _about_number(dataset: str, value: Interval, target: float) -> str:
-    about = f"{value.mean - target:+.2f} points from the paper's {target} %, {_seeds(value.n)}"
+    about = f"{value.mean - target:+.2f} points from the paper's {target} %, {count_seeds(value.n)}"
     if dataset != paper.DATASET:
         about = f"measured on {dataset}, the paper's number is for CIFAR-10; {about}"
     return about
 
 
-def _seeds(number: int) -> str:
+def count_seeds(number: int) -> str:
+    """A number of seeds in words."""
     return "1 seed" if number == 1 else f"{number} seeds"

@@ -12,6 +12,7 @@ MEASURES = {
     "accuracy_of_federation",
     "accuracy_of_leak",
     "days_for_50k",
+    "estimated_seconds",
     "expected_leak_rate",
     "false_positive_rate",
     "false_positives",
@@ -23,8 +24,10 @@ MEASURES = {
     "peak_mib",
     "psnr",
     "seconds",
+    "seconds_per_client_iteration",
     "seconds_per_image",
     "seconds_per_iteration",
+    "seconds_to_psnr",
     "ssim",
 }
 LONGEST = 40
