@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from functools import lru_cache
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
 
+from leaklearn.evaluation import assign, psnr
 from leaklearn.experiments.anatomy import dissect
 from leaklearn.experiments.leakage import AttackedRound
-from leaklearn.report.pictures import client_view
+from leaklearn.report.pictures import client_view, labelled_rows
+
+WIDE = {"layout": widgets.Layout(width="34em"), "continuous_update": False}
 
 
 def explore_clients(attacked: AttackedRound) -> widgets.VBox:
@@ -29,20 +36,121 @@ def explore_clients(attacked: AttackedRound) -> widgets.VBox:
     anatomy = lru_cache(maxsize=None)(lambda client: dissect(attacked, client))
     last_client = len(attacked.updates.tensors["block.fc1.weight"]) - 1
     last_image = len(anatomy(0).images) - 1
-    wide = {"layout": widgets.Layout(width="34em"), "continuous_update": False}
-    client = widgets.IntSlider(0, 0, last_client, description="client", **wide)
-    image = widgets.IntSlider(last_image // 2, 0, last_image, description="image", **wide)
+    client = widgets.IntSlider(0, 0, last_client, description="client", **WIDE)
+    image = widgets.IntSlider(last_image // 2, 0, last_image, description="image", **WIDE)
     hint = widgets.HTML("Images go from dark to bright. Blue: alone in its bin, leaked. Orange: only a mixture.")
     picture = widgets.Image(format="png")
 
     def redraw(_: object = None) -> None:
-        fig = client_view(anatomy(client.value), image.value)
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format="png", dpi=100)
-        plt.close(fig)
-        picture.value = buffer.getvalue()
+        picture.value = _png(client_view(anatomy(client.value), image.value))
 
     client.observe(redraw, names="value")
     image.observe(redraw, names="value")
     redraw()
     return widgets.VBox([client, image, hint, picture])
+
+
+def scrub_iterations(snapshots: Mapping[int, Tensor], originals: Tensor, *, images: int = 8) -> widgets.VBox:
+    """Scrub through an attack: a client's images as they come out of the noise, below the true ones.
+
+    Parameters
+    ----------
+    snapshots
+        Images (K, N, C, H, W) in [0, 1] by iteration, as an `Inversion` holds them.
+    originals
+        (K, N, C, H, W) true images, uint8 or in [0, 1].
+    images
+        How many of a client's images to show.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        A slider over the iterations, a client dropdown and a picture. Which reconstruction stands below which image is
+        decided once, by the last snapshot, so that no image jumps from place to place.
+
+    Raises
+    ------
+    ValueError
+        If there are no snapshots, or shapes differ.
+    """
+    if not snapshots:
+        raise ValueError("no snapshots: name the iterations to keep when the attack runs (snapshots=...)")
+    truth, steps = _unit(originals), sorted(snapshots)
+    order = _order(snapshots[steps[-1]], truth)
+    step = widgets.SelectionSlider(options=steps, value=steps[-1], description="iteration", **WIDE)
+    client = widgets.Dropdown(options=range(len(truth)), description="client", layout=WIDE["layout"])
+    picture = widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        k = client.value
+        found, true = snapshots[step.value][k][order[k]][:images], truth[k][:images]
+        notes = [f"{db:.1f} dB" for db in psnr(found, true).tolist()]
+        rows = [("truth", true, []), (f"iteration\n{step.value}", found, notes)]
+        picture.value = _png(labelled_rows(rows, f"Client {k} after {step.value} of {steps[-1]} iterations"))
+
+    step.observe(redraw, names="value")
+    client.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([step, client, picture])
+
+
+def compare_attacks(attacks: Mapping[str, Tensor], originals: Tensor) -> widgets.VBox:
+    """Pick an image of a client: the truth and what each attack makes of it, side by side with the PSNR.
+
+    Parameters
+    ----------
+    attacks
+        Reconstructions (K, N, C, H, W) in [0, 1] by name; each attack's are assigned to the true images by themselves.
+    originals
+        (K, N, C, H, W) true images, uint8 or in [0, 1].
+
+    Returns
+    -------
+    ipywidgets.VBox
+        A slider over clients, one over images and a picture.
+
+    Raises
+    ------
+    ValueError
+        If there is no attack, or shapes differ.
+    """
+    if not attacks:
+        raise ValueError("no attack to compare; give at least one as {name: images}")
+    truth = _unit(originals)
+    orders = {name: _order(found, truth) for name, found in attacks.items()}
+    client = widgets.IntSlider(0, 0, len(truth) - 1, description="client", **WIDE)
+    image = widgets.IntSlider(0, 0, truth.shape[1] - 1, description="image", **WIDE)
+    picture = widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        k, i = client.value, image.value
+        found = torch.stack([images[k][orders[name][k, i]] for name, images in attacks.items()])
+        decibel = psnr(found, truth[k, i].expand_as(found)).tolist()
+        notes = ["truth", *(f"{name}\n{db:.1f} dB" for name, db in zip(attacks, decibel, strict=True))]
+        rows = [("", torch.cat([truth[k, i : i + 1], found]), notes)]
+        picture.value = _png(labelled_rows(rows, f"Client {k}, image {i}, as each attack sees it"))
+
+    client.observe(redraw, names="value")
+    image.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([client, image, picture])
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.cpu().float() / 255 if images.dtype == torch.uint8 else images.cpu().float()
+
+
+def _order(found: Tensor, truth: Tensor) -> Tensor:
+    """(K, N): which reconstruction stands for each true image."""
+    if found.shape != truth.shape:
+        raise ValueError(f"reconstructions {tuple(found.shape)} and true images {tuple(truth.shape)} differ in shape")
+    rows, columns = assign(found.nan_to_num(0.5), truth)
+    return torch.zeros_like(rows).scatter_(1, columns, rows)
+
+
+def _png(fig: Figure) -> bytes:
+    """A figure as a picture; output widgets would wait for ever where no browser answers."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    plt.close(fig)
+    return buffer.getvalue()

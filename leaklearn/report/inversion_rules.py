@@ -27,7 +27,8 @@ PUBLISHED = "inverting_gradients"
 
 def curve_columns(table: pd.DataFrame) -> list[str]:
     """What makes one curve over the batch size: network and attack, and iterations where an attack ran with several."""
-    repeated = table.duplicated(["dataset", "model", "attack", "batch_size", "seed"]).any()
+    one = [name for name in ("dataset", "device", "model", "attack", "batch_size", "seed") if name in table]
+    repeated = table.duplicated(one).any()
     return ["model", "attack", "iterations"] if repeated and "iterations" in table else ["model", "attack"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -44,6 +46,36 @@ def image_grid(images: Tensor, columns: int = 16, title: str = "") -> Figure:
     fig, ax = plt.subplots(figsize=(8, 8 * rows / columns + 0.4))
     draw_image(sheet, ax)
     ax.set_title(title)
+    return fig
+
+
+def labelled_rows(rows: Sequence[tuple[str, Tensor, Sequence[str]]], title: str = "", width: float = 8) -> Figure:
+    """Rows of images, each with its name at the left and a note beneath every image.
+
+    Parameters
+    ----------
+    rows
+        Name, images (n, C, H, W) in [0, 1] or uint8, and n notes, or none at all.
+    title
+        Of the whole picture.
+    width
+        In inches, names included.
+    """
+    columns = max(len(images) for _, images, _ in rows)
+    side = min(1.6, (width - 1.2) / columns)
+    noted = sum(bool(notes) for _, _, notes in rows)
+    size = (side * columns + 1.2, 1.08 * side * len(rows) + 0.25 * noted + 0.5)
+    fig, grid = plt.subplots(len(rows), columns, figsize=size, squeeze=False)
+    for ax in grid.flat:
+        ax.axis("off")
+    for line, (name, images, notes) in zip(grid, rows, strict=True):
+        images = images / 255 if images.dtype == torch.uint8 else images
+        for ax, image in zip(line, images, strict=False):
+            draw_image(image, ax).axis("on")
+        for ax, note in zip(line, notes, strict=False):
+            ax.set_xlabel(note, fontsize=9, labelpad=2)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    fig.suptitle(title, x=0.01, ha="left")
     return fig
 
 
