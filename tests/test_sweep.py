@@ -192,6 +192,10 @@ def test_everything_is_checked_before_any_work(tmp_path):
     for number in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="clients_per_shard"):
             sweep(tmp_path / "x", attack, payload, clients, protocol, clients_per_shard=number, **options)
+    with pytest.raises(ValueError, match="at_once is 0"):
+        sweep(tmp_path / "x", attack, payload, clients, protocol, at_once=0, **options)
+    with pytest.raises(ValueError, match="unknown way to labels 'ilgr'; choose one of known, attack, "):
+        sweep(tmp_path / "x", attack, payload, clients, protocol, labels="ilgr", **options)
     with pytest.raises(ValueError, match="seed is"):
         sweep(tmp_path / "x", attack, payload, clients, protocol, seed=-1, progress=False)
     (tmp_path / "file").write_text("")
@@ -207,7 +211,7 @@ def test_the_estimate_comes_from_a_few_iterations_and_is_near():
     labels = torch.zeros(8, 3, dtype=torch.int64)
     foreseen = estimate_seconds(FakeInversion(Settings(40, pause=0.02)), payload, updates, labels)
     assert sum(count for count, _ in FakeInversion.runs) <= 6
-    assert foreseen == pytest.approx(0.8, rel=0.4)
+    assert 0.5 < foreseen < 2.5  # 0.8 s on an idle machine
 
 
 def test_the_bar_tells_images_psnr_and_time_left(tmp_path, capsys):
@@ -222,6 +226,25 @@ def test_the_bar_tells_images_psnr_and_time_left(tmp_path, capsys):
 def test_durations():
     told = [duration(seconds) for seconds in (0.26, 59, 60, 3600, 8000, 200000)]
     assert told == ["0.3 s", "59 s", "1 min", "1 h", "2 h 13 min", "2 d 7 h"]
+
+
+@pytest.mark.parametrize("labels", ["known", "ilrg", "attack"])
+def test_the_real_attack_resumes_to_the_same_images(tmp_path, labels):
+    from leaklearn.attacks.inversion import GradientInversion
+
+    payload, clients, protocol = attacked(5)
+    options = {"seed": 1, "labels": labels, "clients_per_shard": 2, "at_once": 2, "progress": False}
+    attack = GradientInversion("fast").replace(iterations=8)
+    whole = sweep(tmp_path, attack, payload, clients, protocol, **options)
+    assert whole.quality["psnr"].notna().all()
+    assert whole.leak.meta["settings"]["attack"]["name"] == "fast"
+    if labels == "known":
+        truth = gather(clients, draw_batches(clients, protocol, 1).flat)[1]
+        assert whole.leak.labels.tolist() == truth.flatten().tolist()
+    flip(tmp_path / "shard_00001.safetensors", -9)
+    again = sweep(tmp_path, attack, payload, clients, protocol, **options)
+    assert [text[:7] for text in again.redone] == ["shard 1"]
+    same(whole, again)
 
 
 SCRIPT = """
@@ -259,5 +282,5 @@ def test_kill_9_and_run_again_is_the_unbroken_run(tmp_path):
     for number in range(5):
         name = f"shard_{number:05d}.safetensors"
         assert (folder / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
-    assert resumed.seconds == pytest.approx(unbroken.seconds, rel=0.5)  # the shards of the killed run count
+    assert resumed.seconds >= 5 * 5 * 0.2  # the shards of the killed run count
     assert json.loads((folder / "sweep.json").read_text())["shards"] == 5

@@ -21,12 +21,20 @@ class Attack(Protocol):
 
     settings: Any
 
-    def reconstruct(self, payload: Payload, updates: Updates, labels: Tensor | None = None, *, seed: int = 0) -> Leak:
+    def reconstruct(
+        self, payload: Payload, updates: Updates, labels: Tensor | None = None, *, seed: int = 0, **options: object
+    ) -> Leak:
         """One image for each image that an update was made from."""
 
 
 def estimate_seconds(
-    attack: Attack, payload: Payload, updates: Updates, labels: Tensor | None = None, *, seed: int = 0
+    attack: Attack,
+    payload: Payload,
+    updates: Updates,
+    labels: Tensor | None = None,
+    *,
+    seed: int = 0,
+    **options: object,
 ) -> float:
     """Seconds that `attack.reconstruct` will take on these updates.
 
@@ -41,6 +49,8 @@ def estimate_seconds(
         What it will be given.
     seed
         Of the short runs, which leave nothing behind.
+    options
+        Further ones of `reconstruct`.
 
     Returns
     -------
@@ -51,7 +61,7 @@ def estimate_seconds(
     def seconds(iterations: int) -> float:
         short = type(attack)(dataclasses.replace(attack.settings, iterations=iterations))
         begin = now(payload)
-        short.reconstruct(payload, updates, labels, seed=seed)
+        short.reconstruct(payload, updates, labels, seed=seed, **options)
         return now(payload) - begin
 
     seconds(1)

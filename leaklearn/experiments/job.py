@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.evaluation import Truth, quality
 from leaklearn.experiments.estimate import Attack, estimate_seconds, now
 from leaklearn.experiments.shards import as_settings, fingerprint
@@ -35,7 +36,7 @@ class Job:
 
     Attributes
     ----------
-    attack, payload, clients, protocol, seed, labels
+    attack, payload, clients, protocol, seed, labels, at_once
         As in `leaklearn.experiments.sweep.sweep`.
     per_shard : int
         Clients in a shard; the last one may have fewer.
@@ -43,7 +44,8 @@ class Job:
     Raises
     ------
     ValueError
-        If the attack has no settings with iterations, clients share an id, or a number is out of range.
+        If the attack has no settings with iterations, the way to labels is unknown, there are no clients or some share
+        an id, or a number is out of range.
     """
 
     attack: Attack
@@ -53,12 +55,17 @@ class Job:
     seed: int
     labels: str
     per_shard: int
+    at_once: int | None = None
 
     def __post_init__(self) -> None:
         settings = getattr(self.attack, "settings", None)
         if not dataclasses.is_dataclass(settings) or not hasattr(settings, "iterations"):
             raise ValueError(f"{self.attack!r} is no optimisation attack: it has no settings with iterations")
-        for name, value, least in (("seed", self.seed, 0), ("clients_per_shard", self.per_shard, 1)):
+        if self.labels not in (KNOWN, OWN, *METHODS):
+            known = ", ".join((KNOWN, OWN, *METHODS))
+            raise ValueError(f"unknown way to labels {self.labels!r}; choose one of {known}")
+        numbers = [("seed", self.seed, 0), ("clients_per_shard", self.per_shard, 1)]
+        for name, value, least in numbers + [("at_once", self.at_once, 1)] * (self.at_once is not None):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
         if not self.clients:
@@ -66,6 +73,11 @@ class Job:
         twice = [name for name, count in Counter(client.id for client in self.clients).items() if count > 1]
         if twice:
             raise ValueError(f"clients {twice[:5]} occur more than once; each client of a sweep has an id of its own")
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What is said to the attack beside its settings."""
+        return {} if self.at_once is None else {"at_once": self.at_once}
 
     @cached_property
     def positions(self) -> Tensor:
@@ -106,15 +118,14 @@ class Job:
             return None
         if self.labels == KNOWN:
             return self.truth(number).labels.to(self.payload.device)
-        from leaklearn.attacks.labels import restore_labels
-
         return restore_labels(self.payload, updates, self.labels).labels()
 
     def estimate(self, number: int) -> float:
         """Seconds that one client will take, from a few iterations on a shard."""
         updates = self.updates(number)
         labels = self.labels_for(number, updates)
-        seconds = estimate_seconds(self.attack, self.payload, updates, labels, seed=self.shard_seed(number))
+        seed = self.shard_seed(number)
+        seconds = estimate_seconds(self.attack, self.payload, updates, labels, seed=seed, **self.options)
         return seconds / len(updates)
 
     def run(self, number: int) -> tuple[Leak, float]:
@@ -122,7 +133,7 @@ class Job:
         updates = self.updates(number)
         begin = now(self.payload)
         labels = self.labels_for(number, updates)
-        leak = self.attack.reconstruct(self.payload, updates, labels, seed=self.shard_seed(number))
+        leak = self.attack.reconstruct(self.payload, updates, labels, seed=self.shard_seed(number), **self.options)
         return leak, now(self.payload) - begin
 
     def score(self, number: int, leak: Leak) -> pd.DataFrame:
@@ -140,6 +151,7 @@ class Job:
             "labels": self.labels,
             "clients": len(self.clients),
             "clients_per_shard": self.per_shard,
+            "at_once": self.at_once,
             "device": self.payload.device.type,
             "model": str(self.payload.model),
             "weights": fingerprint({**self.payload.parameters, **self.payload.buffers}.items()),

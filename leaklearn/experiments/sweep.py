@@ -68,6 +68,7 @@ def sweep(
     seed: int,
     labels: str = KNOWN,
     clients_per_shard: int | None = None,
+    at_once: int | None = None,
     progress: bool = True,
 ) -> Sweep:
     """Attack the updates of many clients by gradient inversion, resuming what the folder holds already.
@@ -93,6 +94,9 @@ def sweep(
     clients_per_shard
         Clients attacked together and saved together; None chooses by device and size of the model. It is one of the
         settings: another number is another sweep.
+    at_once
+        Clients that the attack computes in one program; None: as many as the free memory allows. That changes rounding:
+        give a number where a sweep must come out bit by bit the same with less memory free. One of the settings.
     progress
         Show a progress bar.
 
@@ -107,7 +111,7 @@ def sweep(
         labels, a number out of range, or a folder that holds a sweep with other settings.
     """
     per_shard = default_clients_per_shard(payload) if clients_per_shard is None else clients_per_shard
-    job = Job(attack, payload, clients, protocol, seed, labels, per_shard)
+    job = Job(attack, payload, clients, protocol, seed, labels, per_shard, at_once)
     shards = Shards(Path(folder), job.settings(), job.count)
     shards.open()
     leaks, redone = _finished(shards, job)
