@@ -5,11 +5,13 @@ PYTHON ?= python3
 PRESET ?= laptop
 ONLY   ?=
 SET    ?=
+DEVICE ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 LOG   := $(VENV)/install.log
 STAMP := $(VENV)/.installed
+PIP   := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # A kernel of the same name that the user has elsewhere must not be taken for ours.
@@ -33,9 +35,12 @@ test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one p
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir notebooks
 
-bench: $(STAMP)  ## run the benchmarks
-	@set -- benchmarks/*.py; test -e "$$1" || { echo "There are no benchmarks yet." >&2; exit 1; }; \
-	for file in "$$@"; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+bench: $(STAMP)  ## run the benchmarks (DEVICE=cuda: gradient inversion on a GPU)
+	@$(BIN)/python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("breaching") is None)' || \
+	  { $(PIP) -c requirements-lock.txt -e '.[bench]' || $(PIP) -e '.[bench]'; } >>$(LOG) 2>&1 || \
+	  echo "breaching, which gradient inversion is measured against, does not install (see $(LOG)): going on without"
+	@set -e; if [ -n "$(DEVICE)" ]; then echo benchmarks/inversion.py; $(BIN)/python benchmarks/inversion.py --device "$(DEVICE)"; else \
+	  for file in $$(grep -l __main__ benchmarks/*.py); do echo "$$file"; $(BIN)/python "$$file"; done; fi
 
 refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs that the tests compare
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
@@ -77,7 +82,7 @@ $(STAMP): pyproject.toml requirements-lock.txt
 
 # pip in the background, and a line of progress every 20 seconds.
 define install
-{ $(BIN)/python -m pip install --disable-pip-version-check --no-input $(1) -e '.[test]' >>$(LOG) 2>&1 & pip=$$!; \
+{ $(PIP) $(1) -e '.[test]' >>$(LOG) 2>&1 & pip=$$!; \
   trap "kill $$pip; exit 130" INT TERM; seconds=0; \
   while kill -0 $$pip 2>/dev/null; do sleep 1; seconds=$$((seconds + 1)); \
     if [ $$((seconds % 20)) -eq 0 ]; then if grep -q '^Installing collected' $(LOG); then echo "  $$seconds s: unpacking"; \
