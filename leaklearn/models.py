@@ -2,7 +2,8 @@
 
 All three share one contract, so that attacks, federation and training need to know nothing else:
 
-* they take float images in [0, 1]; their first submodule, ``normalise``, holds the data set's mean and std as buffers;
+* they take float images in [0, 1] of ``shape`` (C, H, W); their first submodule, ``normalise``, holds the data set's
+  mean and std as buffers;
 * ``head`` is the last linear layer, ``features(x)`` its flattened input, and ``forward`` is ``head(features(x))``;
 * they run under ``torch.func``: nothing depends on data values, and the only state that a forward pass changes are the
   running statistics of batch norm in train mode.
@@ -68,6 +69,7 @@ class Network(nn.Module):
     def __init__(self, info: DataInfo, body: nn.Module, settings: dict[str, Any]) -> None:
         super().__init__()
         self.settings = settings
+        self.shape = tuple(info.shape)
         self.normalise = Normalise(info.mean, info.std)
         self.body = body
         body.eval()  # measuring the feature width must not touch the running statistics

@@ -1,0 +1,9 @@
+"""Gradient inversion: optimise dummy images until they give the updates that clients sent."""
+
+from leaklearn.attacks.inversion.attack import GradientInversion
+from leaklearn.attacks.inversion.check import Check
+from leaklearn.attacks.inversion.presets import PRESETS, preset
+from leaklearn.attacks.inversion.result import Inversion
+from leaklearn.attacks.inversion.settings import Settings
+
+__all__ = ["PRESETS", "Check", "GradientInversion", "Inversion", "Settings", "preset"]

@@ -1,0 +1,210 @@
+"""Gradient inversion: images from the gradients, or weight updates, of many clients at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from leaklearn.attacks.inversion.check import Check, check, check_updates
+from leaklearn.attacks.inversion.engine import minimise
+from leaklearn.attacks.inversion.gradients import Gradients, last_linear
+from leaklearn.attacks.inversion.memory import clients_at_once
+from leaklearn.attacks.inversion.presets import preset
+from leaklearn.attacks.inversion.problem import Problem, Units
+from leaklearn.attacks.inversion.result import Inversion, Part, finish, gather
+from leaklearn.attacks.inversion.settings import Settings
+from leaklearn.attacks.inversion.starts import STARTS
+from leaklearn.attacks.labels import restore_labels
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.leaks import Leak
+
+log = logging.getLogger(__name__)
+
+RECORDED = 50
+"""Points of an objective's course that are kept."""
+
+
+@dataclass(frozen=True)
+class GradientInversion:
+    """An optimisation attack on single clients' updates.
+
+    Attributes
+    ----------
+    settings : Settings or str
+        What is minimised and how; a string names one of `leaklearn.attacks.inversion.presets.PRESETS`.
+    """
+
+    settings: Settings | str = "fast"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.settings, str):
+            object.__setattr__(self, "settings", preset(self.settings))
+
+    def replace(self, **changes: object) -> GradientInversion:
+        """The same attack with some settings changed."""
+        return GradientInversion(self.settings.with_changes(**changes))
+
+    def reconstruct(
+        self, payload: Payload, updates: Updates, labels: Tensor | None = None, *, seed: int = 0, **options: object
+    ) -> Leak:
+        """`invert`, for who wants the images only."""
+        return self.invert(payload, updates, labels, seed=seed, **options).leak
+
+    def check(
+        self, payload: Payload, updates: Updates, labels: Tensor | None = None, truth: Tensor | None = None
+    ) -> Check:
+        """Whether payload, updates and settings fit together: see `leaklearn.attacks.inversion.check.check`."""
+        return check(self.settings, payload, updates, labels, truth)
+
+    def invert(
+        self,
+        payload: Payload,
+        updates: Updates,
+        labels: Tensor | None = None,
+        *,
+        seed: int = 0,
+        round: int = 0,
+        at_once: int | None = None,
+        start: Tensor | None = None,
+        shape: Sequence[int] | None = None,
+        snapshots: Sequence[int] = (),
+        progress: bool = False,
+    ) -> Inversion:
+        """Reconstruct the images behind updates.
+
+        A client whose update is not finite is left out and reported; one whose attack diverges starts anew, with
+        shorter steps, while the others go on.
+
+        Parameters
+        ----------
+        payload
+            What the server sent; the attack runs on its device.
+        updates
+            Single clients' answers. Their protocol tells batch size, local steps, local learning rate and batch-norm
+            mode: what the server ordered.
+        labels
+            (K, N) int64; None: restored from the updates, or optimised, as the settings say.
+        seed
+            Of starts and noise. The result does not depend on `at_once`, but for rounding, and for Langevin noise.
+        round
+            Written into the leak.
+        at_once
+            Clients in one program; None: as memory allows (`clients_at_once`).
+        start
+            (K, N, C, H, W) pixels in normalised units to start from; None: by the settings.
+        shape
+            (C, H, W) of an image; None: as the model's own `shape` says, or that of `start`.
+        snapshots
+            Iterations at which the images are kept, 0 to `settings.iterations`.
+        progress
+            Show a progress bar.
+
+        Raises
+        ------
+        ValueError
+            For a sum of updates, labels or a start of the wrong shape, or updates that do not belong to the payload.
+        """
+        begin = perf_counter()
+        settings, device = self.settings.for_network(payload.model), payload.device
+        finite = check_updates(payload, updates)
+        shape = torch.Size((updates.protocol.images_per_client, *_image_shape(payload, start, shape)))
+        given = labels is not None
+        labels = self._labels(payload, updates, labels, finite, shape[0])
+        scores = 0 if labels is not None else shape[0] * _classes(payload)
+        points = self._starts(len(updates), shape, scores, seed, start)
+        gradients = Gradients(payload, updates.protocol)
+        at_once = clients_at_once(payload, shape, settings.restarts) if at_once is None else at_once
+        groups = finite.nonzero().flatten().split(at_once)
+        total = settings.iterations
+        record = {i * total // RECORDED for i in range(RECORDED + 1)}
+        bar = tqdm(total=total * len(groups), desc=settings.name, disable=not progress, leave=False, unit="it")
+        parts = []
+        for rows in groups:
+            target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
+            problem = Problem(gradients, target, None if labels is None else labels[rows].to(device), shape, settings)
+
+            def restart(attempt: int, rows: Tensor = rows) -> Tensor:
+                again = self._starts(len(updates), shape, scores, seed + 7919 * attempt, None)
+                return again[rows].flatten(0, 1).to(device, payload.dtype)
+
+            outcome = minimise(
+                problem,
+                points[rows].flatten(0, 1).to(device, payload.dtype),
+                restart,
+                generator=torch.Generator().manual_seed(seed * 1_000_003 + int(rows[0])),
+                record=record,
+                snapshots=snapshots,
+                tick=lambda objective: bar.update(),
+            )
+            parts.append(finish(problem, outcome))
+        bar.close()
+        blank = self._blank(payload, points, shape, labels)
+        meta = {"attack": "gradient inversion", **settings.describe(), "round": round, "seed": seed}
+        meta |= {"kind": updates.kind, "labels_given": given, "clients": len(updates)}
+        found = gather(parts, finite.nonzero().flatten(), blank, updates.clients, meta, perf_counter() - begin)
+        log.info("%s: %s", settings.name, found)
+        return found
+
+    def _labels(
+        self, payload: Payload, updates: Updates, labels: Tensor | None, finite: Tensor, images: int
+    ) -> Tensor | None:
+        """Labels (K, N) of all clients, or None where they are to be optimised."""
+        if labels is not None:
+            if labels.shape != (len(updates), images) or labels.is_floating_point():
+                raise ValueError(
+                    f"labels are ({len(updates)}, {images}) whole numbers, one for each image of each client, not "
+                    f"{tuple(labels.shape)} {labels.dtype}"
+                )
+            classes = _classes(payload)
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+                raise ValueError(
+                    f"labels run from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes"
+                )
+            return labels.cpu()
+        if self.settings.labels == "joint":
+            return None
+        known = torch.zeros(len(updates), images, dtype=torch.int64)
+        if finite.any():
+            kept = {name: value[finite.to(value.device)] for name, value in updates.tensors.items()}
+            good = replace(updates, tensors=kept, buffers={}, clients=updates.clients[finite])
+            known[finite] = restore_labels(payload, good, self.settings.labels).labels().cpu()
+        return known
+
+    def _starts(self, clients: int, shape: torch.Size, scores: int, seed: int, start: Tensor | None) -> Tensor:
+        """(K, restarts, D) start variables: pixels, then label scores."""
+        generator = torch.Generator().manual_seed(seed)
+        lead = (clients, self.settings.restarts)
+        if start is None:
+            points = STARTS[self.settings.start]((*lead, *shape), generator)
+        elif start.shape != (clients, *shape):
+            raise ValueError(f"a start for these updates is {(clients, *shape)}, not {tuple(start.shape)}")
+        else:
+            points = start.unsqueeze(1).expand(*lead, *shape)
+        points = points.flatten(2)
+        return torch.cat([points, torch.randn(*lead, scores, generator=generator).to(points)], 2) if scores else points
+
+    def _blank(self, payload: Payload, points: Tensor, shape: torch.Size, labels: Tensor | None) -> Part:
+        """What is returned of a client that could not be attacked: its start, and no confidence."""
+        count, units = len(points), Units.of(payload.to("cpu"))
+        images = units.images(points[:, 0, : shape.numel()].unflatten(1, shape).float().cpu()).clamp(0, 1)
+        labels = torch.zeros(count, shape[0], dtype=torch.int64) if labels is None else labels
+        zero = torch.zeros(count)
+        return Part(images.float(), labels, zero, zero + torch.inf, zero.to(torch.int64), {}, {})
+
+
+def _image_shape(payload: Payload, start: Tensor | None, shape: Sequence[int] | None) -> tuple[int, ...]:
+    if shape is None:
+        shape = getattr(payload.model, "shape", None) if start is None else start.shape[2:]
+    if shape is None or len(shape) != 3:
+        raise ValueError(f"the image shape is {shape}, and the model does not say it: give shape=(C, H, W)")
+    return tuple(shape)
+
+
+def _classes(payload: Payload) -> int:
+    return payload.parameters[f"{last_linear(payload.model)}.weight"].shape[0]

@@ -1,0 +1,227 @@
+"""Self-check of an exchange: can these updates be what this payload gives, and if not, what is wrong, in a sentence.
+
+Most failed attacks fail before the first iteration: the loss was summed and not averaged, the client's batch norm ran
+in another mode than the attacker believes, images were normalised twice. Where the truth is at hand (one's own set-up,
+a simulation), the check goes through the likely mistakes and names the one that explains the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from leaklearn.attacks.inversion.gradients import BATCH_NORM, Gradients, State, last_linear
+from leaklearn.attacks.inversion.objectives import squares
+from leaklearn.attacks.inversion.problem import Units
+from leaklearn.attacks.inversion.settings import Settings
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.protocols import FedAvg
+
+# Relative distance |g - t| / |t| up to which an update counts as reproduced: float32 rounding of a deep network, and of
+# weights that a small step changed.
+AGREES = {"gradient": 1e-3, "delta": 2e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """Findings of a self-check.
+
+    Attributes
+    ----------
+    problems : tuple of str
+        What is wrong, a sentence each; the attack will fail, or fails for the clients named.
+    notes : tuple of str
+        What is worth knowing.
+    distance : Tensor or None
+        (K,) relative distance between the update simulated from the truth and the one sent; None without truth.
+    """
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+    distance: Tensor | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"PROBLEM: {text}" for text in self.problems] + [f"note: {text}" for text in self.notes]
+        return "\n".join(lines or ["payload, updates and settings fit together"])
+
+    __repr__ = __str__
+
+
+def check_updates(payload: Payload, updates: Updates) -> Tensor:
+    """Which clients' updates are finite, (K,) bool.
+
+    Raises
+    ------
+    ValueError
+        If the updates are a sum, or parameters are missing or of other shapes than the payload's.
+    """
+    if updates.summed:
+        raise ValueError(
+            f"{updates!r} is a sum over clients (secure aggregation); gradient inversion needs single clients' updates"
+        )
+    missing = [name for name in payload.parameters if name not in updates.tensors]
+    if missing:
+        raise ValueError(
+            f"the updates lack {len(missing)} of the model's {len(payload.parameters)} parameters (first: "
+            f"{missing[0]}); ask `respond` for all of them"
+        )
+    for name, value in payload.parameters.items():
+        found = updates.tensors[name].shape
+        if found != (len(updates), *value.shape):
+            raise ValueError(
+                f"the update of {name} is {tuple(found)}, the model's is {tuple(value.shape)}, for {len(updates)} "
+                "clients: payload and updates do not belong together"
+            )
+    return torch.stack([v.flatten(1).isfinite().all(1).cpu() for v in updates.tensors.values()]).all(0)
+
+
+def check(
+    settings: Settings, payload: Payload, updates: Updates, labels: Tensor | None = None, truth: Tensor | None = None
+) -> Check:
+    """Look for what would make an attack fail.
+
+    Parameters
+    ----------
+    settings
+        Of the attack.
+    payload, updates
+        The exchange.
+    labels
+        (K, N) int64, if known.
+    truth
+        (K, N, C, H, W), float in [0, 1] or uint8, in the order of `labels`, which it needs: to debug one's own set-up.
+
+    Raises
+    ------
+    ValueError
+        If truth comes without labels, or is not of that shape.
+    """
+    try:
+        finite = check_updates(payload, updates)
+    except ValueError as error:
+        return Check((str(error),), ())
+    problems, notes = [], []
+    if not finite.all():
+        bad = updates.clients[~finite].tolist()
+        problems.append(f"the updates of {len(bad)} clients are not finite (first: client {bad[0]}); they are left out")
+    norm = squares({name: value.flatten(1).double() for name, value in updates.tensors.items()}).sqrt()
+    if (norm == 0).any():
+        silent = updates.clients[norm == 0].tolist()
+        problems.append(f"the updates of {len(silent)} clients are zero throughout (first: client {silent[0]})")
+    problems += _of_head(payload, updates, finite)
+    notes += _of_model(payload, updates, settings)
+    distance = None
+    if truth is not None:
+        distance, sentence = _of_truth(payload, updates, labels, truth)
+        problems += [sentence] if sentence else []
+    return Check(tuple(problems), tuple(notes), distance)
+
+
+def _of_head(payload: Payload, updates: Updates, finite: Tensor) -> Iterator[str]:
+    """The last bias's gradient is the batch mean of softmax - one-hot: it sums to 0 and lies between -1 and 1."""
+    layer = last_linear(payload.model)
+    if layer is None or f"{layer}.bias" not in updates.tensors:
+        return
+    bias = updates.tensors[f"{layer}.bias"].cpu()[finite].double()
+    protocol = updates.protocol
+    if isinstance(protocol, FedAvg):
+        bias = bias / (-protocol.lr * protocol.local_steps)
+    if bias.numel() == 0:
+        return
+    largest = float(bias.abs().max())
+    if float(bias.sum(1).abs().max()) > 1e-2 * largest:
+        yield (
+            f"the gradient of {layer}.bias does not sum to zero over the classes, so the loss is not the "
+            "cross-entropy of a softmax, or noise was added"
+        )
+    if largest > 1.001:
+        yield (
+            f"the gradient of {layer}.bias reaches {largest:.3g}, which no mean of a batch can: the loss was summed "
+            f"over the batch (divide by the batch size, {protocol.batch_size}), scaled, or the learning rate is "
+            "not the one that the protocol says"
+        )
+
+
+def _of_model(payload: Payload, updates: Updates, settings: Settings) -> Iterator[str]:
+    units = Units.of(payload)
+    if float((units.std - 1).abs().max()) == 0 and float(units.mean.abs().max()) == 0:
+        yield "the model has no `normalise` layer: its input is taken to be images in [0, 1], not normalised ones"
+    norms = [name for name, module in payload.model.named_modules() if isinstance(module, BATCH_NORM)]
+    if norms and updates.protocol.batch_norm == "train":
+        yield (
+            "clients run batch norm in train mode, which mixes a batch's images: reconstructions are much poorer than "
+            "in eval mode"
+        )
+    if norms and updates.protocol.batch_norm == "eval":
+        mean = payload.buffers[f"{norms[0]}.running_mean"]
+        if not mean.any():
+            yield "batch norm runs in eval mode with statistics of an untrained model (mean 0, variance 1)"
+    if "batch_norm" in settings.priors and not norms:
+        yield "the prior 'batch_norm' has nothing to look at: the model has no batch norm"
+
+
+def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: Tensor) -> tuple[Tensor, str | None]:
+    """Distance (K,) at the truth, and what explains it where it is not near 0."""
+    count, images = len(updates), updates.protocol.images_per_client
+    if labels is None:
+        raise ValueError("to check against the truth, give its labels too")
+    if truth.ndim != 5 or truth.shape[:2] != (count, images) or labels.shape != (count, images):
+        raise ValueError(
+            f"the truth is ({count}, {images}, C, H, W) with labels ({count}, {images}), not {tuple(truth.shape)} with "
+            f"{tuple(labels.shape)}"
+        )
+    device, dtype = payload.device, payload.dtype
+    truth = truth.to(device, dtype) / 255 if truth.dtype == torch.uint8 else truth.to(device, dtype)
+    labels, protocol, units = labels.to(device), updates.protocol, Units.of(payload)
+    agrees = AGREES[updates.kind]
+
+    def distance(protocol=protocol, images: Tensor = truth, factor: float = 1.0) -> Tensor:
+        found = Gradients(payload, protocol)(images.detach().requires_grad_(), labels).update
+        return _distance({name: factor * value.detach() for name, value in found.items()}, updates.tensors)
+
+    here = distance()
+    if bool((here <= agrees).all()):
+        return here, None
+    other = replace(protocol, batch_norm="eval" if protocol.batch_norm == "train" else "train")
+    per_class = payload.parameters[f"{last_linear(payload.model)}.weight"].shape[0]
+    tries = [
+        (
+            f"the clients ran batch norm in {other.batch_norm} mode, not in {protocol.batch_norm} mode as the protocol "
+            "says",
+            {"protocol": other},
+        ),
+        (
+            f"the loss was summed over the batch of {protocol.batch_size}, not averaged",
+            {"factor": protocol.batch_size},
+        ),
+        (f"the loss was averaged over the {per_class} classes too", {"factor": 1 / per_class}),
+        ("the sign is turned: the update is a descent direction, not a gradient", {"factor": -1.0}),
+        (
+            "the images were normalised before they came to the model, which does it again",
+            {"images": units.pixels(truth)},
+        ),
+        ("the client's images are in 0..255, not in [0, 1]", {"images": truth * 255}),
+        ("the truth given is in 0..255, not in [0, 1]", {"images": truth / 255}),
+    ]
+    for sentence, change in tries:
+        if bool((distance(**change) <= agrees).all()):
+            return here, sentence
+    bad = updates.clients[(here > agrees).cpu()].tolist()
+    worst = float(here.nan_to_num(torch.inf).max())
+    return here, (
+        f"the truth does not give the update of {len(bad)} of {count} clients (first: client {bad[0]}; relative "
+        f"distance up to {worst:.2g}): other images, labels in another order, other weights, or a defence"
+    )
+
+
+def _distance(found: State, sent: State) -> Tensor:
+    difference = {name: found[name] - sent[name].to(found[name]) for name in found}
+    return (squares(difference) / squares({n: sent[n].to(found[n]) for n in found}).clamp_min(1e-30)).sqrt()

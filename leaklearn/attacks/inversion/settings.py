@@ -1,0 +1,143 @@
+"""Everything that makes one optimisation attack differ from another, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any
+
+from torch import nn
+
+from leaklearn.attacks.inversion.objectives import OBJECTIVES
+from leaklearn.attacks.inversion.priors import PRIORS
+from leaklearn.attacks.inversion.schedules import SCHEDULES
+from leaklearn.attacks.inversion.starts import STARTS
+from leaklearn.attacks.inversion.steps import STEPS, TRANSFORMS
+from leaklearn.attacks.labels import METHODS
+
+# Layers whose derivative jumps.
+KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An optimisation attack: minimise `weight` * objective + the weighted priors over the dummy images.
+
+    Attributes
+    ----------
+    name : str
+        For tables and figures.
+    objective : str
+        One of `OBJECTIVES`.
+    weight : float
+        Of the objective.
+    priors : mapping of str to float
+        Weight of each prior, by its name in `PRIORS`.
+    start : str
+        One of `STARTS`.
+    step : str
+        ``"adam"`` or ``"lbfgs"``.
+    transform : str
+        What is done to the derivative before the step, one of `TRANSFORMS`: the sign makes all pixels move alike.
+    lr : float
+        Step length in normalised pixel units.
+    schedule : str
+        One of `SCHEDULES`.
+    warmup : int
+        Iterations over which the step length rises to `lr`.
+    iterations : int
+        Evaluations of the derivative.
+    polish : float
+        Share of the iterations, the last ones, that L-BFGS makes from the best point so far: it converges where
+        the sign only jitters. `schedule` runs over the others.
+    boxed : bool
+        Whether pixels are kept in the range that images have.
+    restarts : int
+        Independent starts for each client; the one of least objective is kept.
+    langevin : float
+        Standard deviation of noise added to the derivative, times the step length.
+    matched : float
+        Share of each update's entries, the largest, that are matched: partial gradient matching.
+    gradient_penalty : float
+        b in (1 - b) * dD(x) + b * dD(x + r * dD(x) / |dD(x)|): flattens the objective around its minimum, as a penalty
+        on |dD| would (Zhao et al., ICML 2022); FedLeak's second idea. Doubles the cost.
+    if_smooth : mapping of str to object
+        Settings to take instead where the network is smooth (`smooth`): there L-BFGS converges, elsewhere it sticks.
+    labels : str
+        Where labels come from when none are given: ``"joint"`` optimises them with the images (DLG), anything else is
+        a method of `leaklearn.attacks.labels.restore_labels`.
+
+    Raises
+    ------
+    ValueError
+        For a name that is in no table, or a number out of range.
+    """
+
+    name: str = "custom"
+    objective: str = "cosine"
+    weight: float = 1.0
+    priors: Mapping[str, float] = field(default_factory=dict)
+    start: str = "normal"
+    step: str = "adam"
+    transform: str = "sign"
+    lr: float = 0.1
+    schedule: str = "step"
+    warmup: int = 0
+    iterations: int = 1000
+    polish: float = 0.0
+    boxed: bool = True
+    restarts: int = 1
+    langevin: float = 0.0
+    matched: float = 1.0
+    gradient_penalty: float = 0.0
+    if_smooth: Mapping[str, Any] = field(default_factory=dict)
+    labels: str = "auto"
+
+    def __post_init__(self) -> None:
+        tables = {"objective": OBJECTIVES, "start": STARTS, "step": STEPS, "transform": TRANSFORMS}
+        for name, table in {**tables, "schedule": SCHEDULES}.items():
+            if getattr(self, name) not in table:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}")
+        for name, weight in self.priors.items():
+            if name not in PRIORS:
+                raise ValueError(f"unknown prior {name!r}; choose among {', '.join(PRIORS)}")
+            if not (isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of prior {name!r} is {weight}; it is a finite number, at least 0")
+        for name in ("weight", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
+        for name, least in {"iterations": 1, "restarts": 1, "warmup": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        if not 0 <= self.polish <= 1:
+            raise ValueError(f"polish is {self.polish}; it is a share of the iterations, 0 to 1")
+        if not self.langevin >= 0:
+            raise ValueError(f"langevin is {self.langevin}; it is at least 0")
+        if not 0 < self.matched <= 1:
+            raise ValueError(f"matched is {self.matched}; it is a share of the entries, above 0 and at most 1")
+        if not 0 <= self.gradient_penalty < 1:
+            raise ValueError(f"gradient_penalty is {self.gradient_penalty}; it is at least 0 and below 1")
+        if "group" in self.priors and self.restarts < 2:
+            raise ValueError("the prior 'group' compares restarts: set restarts to 2 or more, or leave it out")
+        if self.labels not in ("joint", *METHODS):
+            raise ValueError(f"labels is {self.labels!r}; choose 'joint' or one of {', '.join(METHODS)}")
+
+    def with_changes(self, **changes: object) -> Settings:
+        """Some settings changed, whatever the network."""
+        kept = {name: value for name, value in self.if_smooth.items() if name not in changes}
+        return replace(self, if_smooth=kept, **changes)
+
+    def for_network(self, model: nn.Module) -> Settings:
+        """The settings that hold for a network."""
+        return replace(self, if_smooth={}, **(self.if_smooth if smooth(model) else {}))
+
+    def describe(self) -> dict[str, Any]:
+        """All settings as plain values, for provenance."""
+        return {**asdict(self), "priors": dict(self.priors), "if_smooth": dict(self.if_smooth)}
+
+
+def smooth(model: nn.Module) -> bool:
+    """Whether no layer of a network has a kink; functions that its `forward` calls are not seen."""
+    return not any(isinstance(module, KINKED) for module in model.modules())
