@@ -60,64 +60,69 @@ class Lbfgs:
     def __init__(self, z: Tensor) -> None:
         rows = len(z)
         self._z, self._gradient, self._direction = (torch.zeros_like(z) for _ in range(3))
-        self._value, self._length = z.new_full((rows,), torch.inf), z.new_ones(rows)
+        self._value, self._length, self._shrunk = z.new_full((rows,), torch.inf), z.new_ones(rows), z.new_ones(rows)
         self._fresh = torch.ones(rows, dtype=torch.bool, device=z.device)
-        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        # A ring of each row's last pairs (s, y) and 1 / <s, y>, 0 where there is none; and <s, y> / <y, y> of the newest
+        self._s, self._y = (z.new_zeros(self.HISTORY, *z.shape) for _ in range(2))
+        self._rho, self._scale = z.new_zeros(self.HISTORY, rows), z.new_ones(rows)
+        self._written = 0
 
     def step(self, z: Tensor, value: Tensor, gradient: Tensor, lr: Tensor) -> Tensor:
         """The point to evaluate next; `lr` (K, 1) scales the first step and the longest."""
         slope = _dot(self._gradient, self._direction)
         enough = value <= self._value + self.ARMIJO * self._length * slope
         accepted = enough | self._fresh
-        moved = accepted & ~self._fresh
-        s, y = z - self._z, gradient - self._gradient
-        curvature = _dot(s, y)
-        good = moved & (curvature > 1e-10 * _dot(y, y))
-        rho = torch.where(good, 1 / torch.where(good, curvature, 1), 0)
-        if good.any():
-            self._pairs = [*self._pairs, (s, y, rho)][-self.HISTORY :]
+        self._remember(z - self._z, gradient - self._gradient, accepted & ~self._fresh)
         keep = accepted.unsqueeze(1)
         self._z, self._gradient = torch.where(keep, z, self._z), torch.where(keep, gradient, self._gradient)
         self._value = torch.where(accepted, value, self._value)
-        lost = ~accepted & (self._length < self.SHORTEST)
+        lost = ~accepted & (self._shrunk < self.SHORTEST)
         if lost.any():  # no step in this direction helps: back to steepest descent
             self.forget(lost, keep_point=True)
-        direction = torch.where(keep | lost.unsqueeze(1), -self._product(), self._direction)
+        new = accepted | lost
+        direction = torch.where(new.unsqueeze(1), -self._product(), self._direction)
         uphill = _dot(direction, self._gradient) >= 0
         direction = torch.where(uphill.unsqueeze(1), -self._gradient, direction)
-        first = self._fresh | uphill | lost | (self._steepest & accepted)
+        first = uphill | ~(self._rho > 0).any(0)  # no curvature tells the length
         careful = self.FIRST * z.shape[1] ** 0.5 / direction.norm(dim=1).clamp_min(1e-30)
-        length = torch.where(first, careful, torch.ones_like(careful))
-        self._length = torch.where(accepted | lost, length * lr.view(-1), self._length * self.SHRINK)
+        length = torch.where(first, careful, 1) * lr.view(-1)
+        self._length = torch.where(new, length, self._length * self.SHRINK)
+        self._shrunk = torch.where(new, 1, self._shrunk * self.SHRINK)
         self._direction, self._fresh = direction, torch.zeros_like(self._fresh)
         return self._z + self._length.unsqueeze(1) * direction
 
-    @property
-    def _steepest(self) -> Tensor:
-        """Rows without any curvature yet."""
-        known = torch.zeros_like(self._fresh)
-        for _, _, rho in self._pairs:
-            known = known | (rho > 0)
-        return ~known
+    def _remember(self, s: Tensor, y: Tensor, moved: Tensor) -> None:
+        """Add the pair of each row that moved along positive curvature; the others keep the pairs that they have."""
+        curvature, square = _dot(s, y), _dot(y, y)
+        good = moved & (curvature > 1e-10 * square) & curvature.isfinite() & square.isfinite()
+        if not good.any():
+            return
+        behind = (~good).nonzero().flatten()
+        for ring in (self._s, self._y, self._rho):  # the slot to be written holds their oldest pair: make it the newest
+            ring[:, behind] = ring[:, behind].roll(1, 0)
+        slot, keep = self._written % self.HISTORY, good.unsqueeze(1)
+        self._s[slot] = torch.where(keep, s, self._s[slot])
+        self._y[slot] = torch.where(keep, y, self._y[slot])
+        self._rho[slot] = torch.where(good, 1 / curvature, self._rho[slot])
+        self._scale = torch.where(good, curvature / square, self._scale)
+        self._written += 1
 
     def _product(self) -> Tensor:
         """Inverse Hessian times gradient by the two-loop recursion; a pair with rho 0 leaves its row as it is."""
-        q, alphas = self._gradient, []
-        scale = torch.ones_like(self._value)
-        for s, y, rho in reversed(self._pairs):
-            alpha = rho * _dot(s, q)
-            q = q - alpha.unsqueeze(1) * y
-            alphas.append(alpha)
-        for s, y, rho in self._pairs:  # the newest pair of each row sets the scale
-            scale = torch.where(rho > 0, _dot(s, y) / _dot(y, y).clamp_min(1e-30), scale)
-        q = q * scale.unsqueeze(1)
-        for (s, y, rho), alpha in zip(self._pairs, reversed(alphas), strict=True):
-            q = q + (alpha - rho * _dot(y, q)).unsqueeze(1) * s
+        newest_first = [i % self.HISTORY for i in range(self._written - 1, -1, -1)][: self.HISTORY]
+        q, alphas = self._gradient.clone(), []
+        for i in newest_first:
+            alphas.append(self._rho[i] * _dot(self._s[i], q))
+            q.addcmul_(alphas[-1].unsqueeze(1), self._y[i], value=-1)
+        q *= self._scale.unsqueeze(1)
+        for i, alpha in zip(reversed(newest_first), reversed(alphas), strict=True):
+            q.addcmul_((alpha - self._rho[i] * _dot(self._y[i], q)).unsqueeze(1), self._s[i])
         return q
 
     def forget(self, rows: Tensor, *, keep_point: bool = False) -> None:
         """Start the rows (K,) bool anew; with `keep_point` only their curvature is forgotten."""
-        self._pairs = [(s, y, torch.where(rows, 0, rho)) for s, y, rho in self._pairs]
+        self._rho[:, rows] = 0
+        self._scale[rows] = 1
         if not keep_point:
             self._fresh = self._fresh | rows
             self._value = torch.where(rows, torch.inf, self._value)
