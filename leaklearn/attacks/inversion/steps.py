@@ -62,7 +62,7 @@ class Lbfgs:
         self._z, self._gradient, self._direction = (torch.zeros_like(z) for _ in range(3))
         self._value, self._length, self._shrunk = z.new_full((rows,), torch.inf), z.new_ones(rows), z.new_ones(rows)
         self._fresh = torch.ones(rows, dtype=torch.bool, device=z.device)
-        # A ring of each row's last pairs (s, y) and 1 / <s, y>, 0 where there is none; and <s, y> / <y, y> of the newest
+        # A ring of each row's last pairs (s, y), and 1 / <s, y>, 0 where there is none; <s, y> / <y, y> of the newest
         self._s, self._y = (z.new_zeros(self.HISTORY, *z.shape) for _ in range(2))
         self._rho, self._scale = z.new_zeros(self.HISTORY, rows), z.new_ones(rows)
         self._written = 0
