@@ -44,8 +44,8 @@ class FeatureTarget:
     same: Tensor
 
     def distance(self, inputs: Tensor) -> Tensor:
-        """|S h - h*|^2 / |h*|^2 of the inputs (K*B, D): (K,)."""
-        found = self.same @ inputs.view_as(self.values)
+        """|S h - h*|^2 / |h*|^2 of the inputs (K, B, D): (K,)."""
+        found = self.same @ inputs
         return (found - self.values).square().sum((1, 2)) / self.values.square().sum((1, 2)).clamp_min(1e-30)
 
     def rows(self, which: Tensor | slice) -> FeatureTarget:

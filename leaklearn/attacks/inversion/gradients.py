@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from leaklearn.attacks.inversion import convolution
+from leaklearn.attacks.inversion.batchnorm import mixing, written_out
+from leaklearn.attacks.inversion.constants import ConstantLayers
 from leaklearn.federated.exchange import Payload
-from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 State = dict[str, Tensor]
@@ -27,7 +28,7 @@ BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Computed(NamedTuple):
-    """What one evaluation gives: update (K, ...) by parameter, and what went into the layers (K*B, ...) by module."""
+    """What one evaluation gives: update (K, ...) by parameter, and what went into the layers (K, N, ...) by module."""
 
     update: State
     inputs: State
@@ -57,10 +58,11 @@ class Gradients:
         self.protocol = protocol
         self.training = protocol.batch_norm == "train"
         self._parameters = {name: value.detach() for name, value in payload.parameters.items()}
-        self._changing = batch_norm_buffers(payload.model) if self.training else set()
         self._layers = _own_layers(payload.model)
         self.one_gradient = not isinstance(protocol, FedAvg)
-        self.layered = protocol.local_steps == 1 and self._layers is not None and not (self.training and self._changing)
+        self.layered = (
+            protocol.local_steps == 1 and self._layers is not None and not mixing(payload.model, self.training)
+        )
 
     def __call__(self, images: Tensor, labels: Tensor) -> Computed:
         """Compute what the clients would answer.
@@ -94,20 +96,21 @@ class Gradients:
     def _layered(self, images: Tensor, labels: Tensor) -> Computed | None:
         """All clients' images as one batch; None where a layer is unused, used twice, or changed in place."""
         clients, batch = images.shape[:2]
-        with _Recorder(self.payload.model, outputs=True) as seen:
+        with _Recorder(self.payload.model, outputs=True) as seen, ConstantLayers():
             logits = functional_call(
-                self.payload.model, (self._parameters, self.payload.buffers), (images.flatten(0, 1),)
+                self.payload.model, (self._parameters, self.payload.buffers), (_positions_first(images),)
             )
         if not seen.once(self._layers):
             return None
-        loss = F.cross_entropy(logits, labels.flatten(0, 1), reduction="sum") / batch
+        loss = F.cross_entropy(logits, _positions_first(labels), reduction="sum") / batch
         derivatives = torch.autograd.grad(loss, [seen.outputs[name] for name in self._layers], create_graph=True)
         update = {}
         for name, derivative in zip(self._layers, derivatives, strict=True):
             layer = self._layers[name]
             for parameter, value in _layer_gradients(layer, seen.inputs[name], derivative, clients, self._own(name)):
                 update[f"{name}.{parameter}" if name else parameter] = value
-        return Computed({name: update[name] for name in self._parameters}, seen.inputs)
+        inputs = {name: value.unflatten(0, (batch, clients)).transpose(0, 1) for name, value in seen.inputs.items()}
+        return Computed({name: update[name] for name in self._parameters}, inputs)
 
     def _own(self, name: str) -> State:
         """Parameters and buffers of one layer, as sent."""
@@ -119,19 +122,13 @@ class Gradients:
         """One client's update under ``vmap``."""
         steps = self.protocol.local_steps
         images, labels = images.unflatten(1, (steps, -1)), labels.unflatten(1, (steps, -1))
-        buffers = {
-            name: self.payload.buffers[name].expand(len(images), *self.payload.buffers[name].shape).clone()
-            for name in self._changing
-        }
-        update, inputs = vmap(self._client)(images, labels, buffers)
-        return Computed(update, {name: value.flatten(0, 1) for name, value in inputs.items()})
+        with written_out(self.payload.model, self.training):
+            return Computed(*vmap(self._client)(images, labels))
 
-    def _client(self, images: Tensor, labels: Tensor, buffers: State) -> tuple[State, State]:
-        fixed = {name: value for name, value in self.payload.buffers.items() if name not in self._changing}
-
+    def _client(self, images: Tensor, labels: Tensor) -> tuple[State, State]:
         def loss(parameters: State, images: Tensor, labels: Tensor) -> tuple[Tensor, State]:
             with _Recorder(self.payload.model) as seen:
-                logits = functional_call(self.payload.model, (parameters, fixed, buffers), (images,))
+                logits = functional_call(self.payload.model, (parameters, self.payload.buffers), (images,))
             return F.cross_entropy(logits, labels), seen.inputs
 
         gradient = grad(loss, has_aux=True)
@@ -201,10 +198,15 @@ def _layer_gradients(layer: nn.Module, inputs: Tensor, derivative: Tensor, clien
     return rule(layer, inputs, derivative, clients, own).items()
 
 
+def _positions_first(x: Tensor) -> Tensor:
+    """(K, N, ...) as (N*K, ...): all clients' first images, then their second ones; see `convolution` for why."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
 def _per_client(x: Tensor, clients: int) -> Tensor:
-    """Sum over batch and pixels: (K*B, C, ...) -> (K, C)."""
-    x = x.unflatten(0, (clients, -1))
-    return x.sum((1, *range(3, x.ndim)))
+    """Sum over batch and pixels: (N*K, C, ...) -> (K, C)."""
+    x = x.unflatten(0, (-1, clients))
+    return x.sum((0, *range(3, x.ndim)))
 
 
 def _convolution(layer: nn.Conv2d, inputs: Tensor, derivative: Tensor, clients: int, own: State) -> State:
@@ -213,7 +215,7 @@ def _convolution(layer: nn.Conv2d, inputs: Tensor, derivative: Tensor, clients: 
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, derivative: Tensor, clients: int, own: State) -> State:
-    a, d = (x.unflatten(0, (clients, -1)).flatten(1, -2) for x in (inputs, derivative))
+    a, d = (x.unflatten(0, (-1, clients)).transpose(0, 1).flatten(1, -2) for x in (inputs, derivative))
     found = {"weight": torch.bmm(d.transpose(1, 2), a)}
     return found if layer.bias is None else {**found, "bias": d.sum(1)}
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 State = dict[str, Tensor]
 
@@ -19,9 +20,32 @@ TINY = 1e-30
 
 def cosine(g: State, t: State) -> Tensor:
     """1 - <g, t> / (|g| |t|), all parameters as one vector (Geiping et al., NeurIPS 2020, eq. 4); 0..2."""
-    product = sum(dot(g[name], t[name]) for name in t)
-    norms = (squares(g) * squares(t)).clamp_min(TINY).sqrt()
-    return 1 - product / norms
+    return _Cosine.apply(squares(t), list(t.values()), *(g[name] for name in t))
+
+
+class _Cosine(torch.autograd.Function):
+    """With c = <g, t> / (|g| |t|) the derivative by g is c g / |g|^2 - t / (|g| |t|). Written out, the update's many
+    numbers are read a third as often as automatic differentiation would."""
+
+    @staticmethod
+    def forward(ctx, target_squares: Tensor, target: list[Tensor], *g: Tensor) -> Tensor:
+        product = sum(dot(a, b) for a, b in zip(g, target, strict=True))
+        own = sum(dot(a, a) for a in g).clamp_min(TINY)
+        norms = (own * target_squares).clamp_min(TINY).sqrt()
+        ctx.save_for_backward(product, own, norms, *g)
+        ctx.target = target
+        return 1 - product / norms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, by_value: Tensor) -> tuple:
+        product, own, norms, *g = ctx.saved_tensors
+        of_target, of_own = -by_value / norms, by_value * product / (norms * own)
+        found = []
+        for a, b in zip(g, ctx.target, strict=True):
+            shape = (-1, *[1] * (a.ndim - 1))
+            found.append(torch.mul(b, of_target.view(shape)).addcmul_(a, of_own.view(shape)))
+        return None, None, *found
 
 
 def euclidean(g: State, t: State) -> Tensor:

@@ -30,7 +30,7 @@ class Candidate:
     pixels : Tensor
         (K, B, C, H, W) in normalised units. Rows that attack the same client (restarts) stand together.
     inputs : dict of str to Tensor
-        What went into the layers, (K*B, ...), by module name.
+        What went into the layers, (K, B, ...), by module name.
     payload : Payload
         What the server sent.
     features : FeatureTarget or None
@@ -88,8 +88,7 @@ def batch_norm(candidate: Candidate) -> Tensor:
     for name, value in candidate.inputs.items():
         if not isinstance(modules[name], nn.BatchNorm2d):
             continue
-        x = value.unflatten(0, (clients, -1))
-        mean, var = x.mean((1, 3, 4)), x.var((1, 3, 4), correction=0)
+        mean, var = value.mean((1, 3, 4)), value.var((1, 3, 4), correction=0)
         for found, running in ((mean, "running_mean"), (var, "running_var")):
             total = total + factor * _norm(found - candidate.payload.buffers[f"{name}.{running}"])
         factor = 1.0
