@@ -64,11 +64,12 @@ def test_objectives(objective, protocol):
     assert_settings_right(Settings(objective=objective), protocol, plain.OBJECTIVES[objective])
 
 
-@pytest.mark.parametrize("protocol", [LAYERED, MAPPED, LOCAL], ids=["layered", "mapped", "local steps"])
-@pytest.mark.parametrize("prior", plain.PRIORS)
+CASES = [(prior, protocol) for prior in plain.PRIORS for protocol in (LAYERED, MAPPED, LOCAL)]
+CASES.remove(("features", LOCAL))  # features are recovered from gradients only
+
+
+@pytest.mark.parametrize(("prior", "protocol"), CASES, ids=str)
 def test_priors(prior, protocol):
-    if prior == "features" and protocol is LOCAL:
-        pytest.skip("features are recovered from gradients only")
     settings = Settings(weight=WEIGHTS["objective"], priors={prior: WEIGHTS["prior"]})
     assert_settings_right(settings, protocol, plain.cosine, plain.PRIORS[prior])
 

@@ -120,7 +120,7 @@ class GradientInversion:
         points = self._starts(len(updates), shape, scores, seed, start)
         gradients = Gradients(payload, updates.protocol)
         at_once = clients_at_once(payload, shape, settings.restarts) if at_once is None else at_once
-        groups = finite.nonzero().flatten().split(at_once)
+        groups = finite.nonzero().flatten().split(at_once) if finite.any() else ()
         total = settings.iterations
         record = {i * total // RECORDED for i in range(RECORDED + 1)}
         bar = tqdm(total=total * len(groups), desc=settings.name, disable=not progress, leave=False, unit="it")
