@@ -34,9 +34,17 @@ def zero(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return torch.randn(shape, generator=generator) * 0.01
 
 
+def colours(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """A random colour for each image, the same everywhere in it (standard deviation 0.5), under faint noise. As flat as
+    `zero`, but images of equal label start apart: from equal starts they move alike, and end as their mean."""
+    colour = torch.randn((*shape[:-2], 1, 1), generator=generator) * 0.5
+    return colour + zero(shape, generator)
+
+
 STARTS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
     "normal": normal,
     "uniform": uniform,
     "patterned": patterned,
     "zero": zero,
+    "colours": colours,
 }
