@@ -9,7 +9,7 @@ where it is not installed, ours is measured alone.
 1. Speed: our `inverting_gradients` on all clients and breaching on one take turns; medians of whole calls.
 2. Quality: breaching at each weight, client by client. Its best weight sets the target: the mean PSNR that it ends
    with, less 0.1 dB, so that a plateau does not count as its time. Between its runs ours, `fast`, is given a budget of
-   1/32 of its iterations, then twice that and so on until it ends at the target. A row's `seconds_to_psnr` is the
+   1/16 of its iterations, then twice that and so on until it ends at the target. A row's `seconds_to_psnr` is the
    time until then for each client: ours the whole run with that budget over its clients, breaching's until an iterate
    gets there. Then `inverting_gradients` with that weight from breaching's own starts: the same quality is expected.
 3. Where asked for (`--clients-at-once`; on a GPU without asking): from 1 to 1,024 clients in one program.
@@ -45,7 +45,7 @@ from leaklearn.paths import REPOSITORY
 from leaklearn.report import provenance
 
 # Iterations of an attack and of a timed call, and breaching's clients: what two cores, or a GPU, do in a few minutes.
-DEFAULTS = {"lenet": (400, 40, 4), "convnet16": (400, 20, 4), "convnet": (300, 20, 4), "resnet18": (60, 3, 2)}
+DEFAULTS = {"lenet": (400, 40, 4), "convnet16": (400, 20, 4), "convnet": (300, 20, 4), "resnet18": (80, 3, 2)}
 ON_GPU = {"resnet18": (1000, 50, 2)} | dict.fromkeys(("lenet", "convnet16", "convnet"), (2000, 100, 4))
 
 
@@ -82,7 +82,7 @@ def main() -> None:
         defaults = DEFAULTS if options.device == "cpu" else ON_GPU
         iterations, timed, peers = defaults.get(model, defaults["convnet16"])
         peers = min(options.peer_clients or peers, options.clients)
-        tv = preset("fast").priors.get("tv", 0.0) if options.tv is None else options.tv
+        tv = preset("fast").priors["tv_smooth"] if options.tv is None else options.tv
         size = Size(options.iterations or iterations, timed, options.clients, peers, options.repeats, tv)
         settings = {"case": asdict(case), "size": asdict(size), "clients_at_once": sizes, "peer": installed()}
         file = part_file(folder, model, options.batch_size, options.device)

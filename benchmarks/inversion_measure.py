@@ -14,8 +14,6 @@ import inversion_work as work
 import torch
 from peer import DEFAULT_TV
 
-from leaklearn.attacks.inversion import preset
-
 TVS = (DEFAULT_TV, 1e-2, 1e-4, 1e-5)
 TOLERANCE = 0.1
 """What may be missing to the PSNR that the peer ends with, in dB: less than a plateau's noise."""
@@ -68,7 +66,7 @@ class Size:
     @property
     def budgets(self) -> list[int]:
         """Iterations that `fast` is given, until it gets there."""
-        return sorted({max(1, self.iterations // 2**i) for i in range(6)})
+        return sorted({max(1, self.iterations // 2**i) for i in range(5)})
 
 
 class Speed(NamedTuple):
@@ -192,7 +190,7 @@ def quality(
         target = max(ends.values(), default=torch.inf) - TOLERANCE
         while len(ladder) < len(budgets) and (not ladder or ladder[-1].psnr < target):
             budget = budgets[len(ladder)]
-            changes = {"iterations": budget, "priors": {**preset("fast").priors, "tv": size.fast_tv}}
+            changes = {"iterations": budget, "priors": {"tv_smooth": size.fast_tv}}
             outcome = ours(work.ours, "fast", changes, size.clients)
             ladder.append(Point(budget, outcome.seconds / size.clients, mean(outcome.psnr[: size.peers])))
             _say(f"fast, {budget} iterations: {ladder[-1].psnr:.2f} dB in {ladder[-1].seconds:.2f} s a client")
