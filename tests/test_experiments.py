@@ -7,6 +7,7 @@ import torch
 
 from leaklearn.data import load
 from leaklearn.experiments.anatomy import dissect
+from leaklearn.experiments.harvest import InversionSettings
 from leaklearn.experiments.leakage import attack_round, measure_leakage
 from leaklearn.experiments.setting import Setting, crowd_settings, factor_settings
 from leaklearn.experiments.sources import FederationSettings, compare_sources
@@ -128,3 +129,21 @@ def test_sources_are_compared_on_the_same_clients(data):
     assert (found.leak.labels >= 0).all()
     assert list(found.rounds.columns) == ["dataset", "seed", "round", "accuracy"]
     assert "IID; 2 rounds of 4 clients" in str(settings)
+    assert found.inverted is None
+    assert len(found.same_images) == 0
+
+
+def test_gradient_inversion_is_a_source(data, tmp_path):
+    settings = FederationSettings(clients=20, images_per_client=32, clients_per_round=4, rounds=1, local_steps=4)
+    inversion = InversionSettings(images=40, iterations=12)
+    options = {"fc_factor": 4, "recipe": Recipe(epochs=1), "seeds": [0], "model": "lenet", "progress": False}
+    found = compare_sources(data, settings, inversion=inversion, cache=tmp_path, **options)
+    table = found.table.set_index("source")
+    assert table.index.tolist() == ["fedavg", "gi", "lll", "centralised"]
+    assert table.loc["gi", "images"] == 40
+    assert table.loc["gi", "leak_rate"] == found.inverted.leak_rate
+    assert found.same_images.loc[0, "accuracy_gi"] == table.loc["gi", "accuracy"]
+    assert "40 images by fast with 12 iterations" in str(inversion)
+    assert [path.name[:30] for path in tmp_path.iterdir()] == ["inversion_mnist5k_convnet-gelu"]
+    with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
+        compare_sources(data, settings, inversion=InversionSettings(images=4004), **options)

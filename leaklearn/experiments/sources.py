@@ -1,8 +1,9 @@
 """The paper's main question: what is a model worth that was trained on leaked data? Notebooks 00 and 03.
 
-Three sources of one model, on the same images of the same clients: federated learning (nobody ever sees the images),
-linear layer leakage (one round of the same federation, attacked, then ordinary training on what leaked, with its true
-labels: the ideal case), and centralised training on all images.
+Four sources of one model, on the images of the same clients: federated learning (nobody ever sees the images), gradient
+inversion (the server changes nothing and inverts gradients one by one; as many as the attacker has time for, with the
+labels that it restores), linear layer leakage (one round of the same federation, attacked, then ordinary training on
+what leaked, with its true labels: the ideal case), and centralised training on all images.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from leaklearn.data.images import Dataset
+from leaklearn.experiments.harvest import Harvest, InversionSettings, harvest
 from leaklearn.experiments.leakage import attack_round
 from leaklearn.experiments.setting import Setting
 from leaklearn.federated import FedAvg, federate, make_clients
@@ -79,16 +82,23 @@ class Comparison:
     ----------
     table : DataFrame
         The table `training`: dataset, seed, source, images (how many the model was trained on), accuracy (0..1), then
-        leak_rate (NaN but for lll) and seconds.
+        leak_rate (of the attacked images; NaN but for gi and lll) and seconds.
     rounds : DataFrame
         Accuracy after each evaluated round of the federations: dataset, seed, round, accuracy.
     leak : Leak
-        The last seed's leak, with the true labels.
+        The last seed's leak by LOKI, with the true labels.
+    inverted : Harvest or None
+        The last seed's gradient inversion, if there was any.
+    same_images : DataFrame
+        Training on the very images that were inverted, without an attack: dataset, seed, images, accuracy, and
+        accuracy_gi beside it. So the reconstructions' share in gi's gap is told from that of their number.
     """
 
     table: pd.DataFrame
     rounds: pd.DataFrame
     leak: Leak
+    inverted: Harvest | None
+    same_images: pd.DataFrame
 
 
 def compare_sources(
@@ -98,6 +108,8 @@ def compare_sources(
     fc_factor: float,
     recipe: Recipe,
     seeds: Sequence[int],
+    inversion: InversionSettings | None = None,
+    cache: str | Path | None = None,
     model: str = "convnet",
     device: str = "cpu",
     progress: bool = True,
@@ -117,8 +129,12 @@ def compare_sources(
         Neurons of the malicious layer per image of a client.
     recipe
         Ordinary training, the same for leaked and for all images, for the same number of steps.
+    inversion
+        Gradient inversion of the same clients; None: without. The attacked network need not be the one trained.
+    cache
+        Folder for finished parts of the inversion; see `leaklearn.experiments.harvest.harvest`.
     seeds
-        One federation, one leak and two trainings for each.
+        One federation, two leaks and four trainings for each.
 
     Raises
     ------
@@ -129,8 +145,10 @@ def compare_sources(
     recipe = replace(recipe, steps=recipe.total_steps(len(data.train)))
     attack = settings.attack(fc_factor)
     attack.check(data.train)
-    rows, rounds = [], []
-    leak = None
+    if inversion is not None:
+        inversion.check(data, settings.clients)
+    rows, rounds, same = [], [], []
+    leak = inverted = None
     fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
 
     def row(
@@ -156,6 +174,15 @@ def compare_sources(
         rows.append(row(seed, "fedavg", sum(len(client.data) for client in clients), federation.accuracy, begin))
         rounds.append(federation.history.assign(dataset=data.name, seed=seed))
 
+        if inversion is not None:
+            inverted = harvest(data, clients, inversion, seed=seed, cache=cache, device=device, progress=progress)
+            begin = perf_counter() - inverted.seconds
+            result = fit(model, inverted.leak, seed=seed, progress=progress)
+            rows.append(row(seed, "gi", len(inverted.leak), result.accuracy, begin, inverted.leak_rate))
+            clean = fit(model, inverted.true, seed=seed, progress=progress)
+            about = {"dataset": data.name, "seed": seed, "images": len(inverted.true), "accuracy": clean.accuracy}
+            same.append({**about, "accuracy_gi": result.accuracy})
+
         begin = perf_counter()
         attacked = attack_round(attack, clients, data.test, model=model, seed=seed, with_ssim=False, device=device)
         leak = attacked.labelled.labelled()
@@ -166,4 +193,4 @@ def compare_sources(
         result = fit(model, data.train, seed=seed, progress=progress)
         rows.append(row(seed, "centralised", len(data.train), result.accuracy, begin))
     history = pd.concat(rounds, ignore_index=True)[["dataset", "seed", "round", "accuracy"]]
-    return Comparison(pd.DataFrame(rows), history, leak)
+    return Comparison(pd.DataFrame(rows), history, leak, inverted, pd.DataFrame(same))

@@ -117,7 +117,11 @@ def accuracy_chart(table: pd.DataFrame) -> Figure:
                 if source in sources:
                     reference_line(ax, value, f"paper, {number}: {value} % ({NAMES[source]})")
             ax.legend()
-        ax.set_xticks(range(len(sources)), [NAMES[source].replace(" (", "\n(") for source in sources])
+        ticks = [NAMES[source].replace(" (", "\n(") for source in sources]
+        if "images" in mine:
+            images = mine.groupby("source")["images"].mean()
+            ticks = [f"{tick}\n{images[source]:,.0f} images" for tick, source in zip(ticks, sources, strict=True)]
+        ax.set_xticks(range(len(sources)), ticks)
         ax.set_xlim(-0.5, len(sources) - 0.3)
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: what the data is worth")
@@ -134,9 +138,10 @@ def rounds_chart(rounds: pd.DataFrame, table: pd.DataFrame) -> Figure:
         )
         ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
         band(mean["round"], mean["mean"], *ends, label=NAMES["fedavg"], color=COLOURS["fedavg"], ax=ax)
-        for source in ("lll", "centralised"):
+        for source in ("gi", "lll", "centralised"):
             values = table.loc[(table["dataset"] == name) & (table["source"] == source), "accuracy"]
-            ax.axhline(100 * values.mean(), color=COLOURS[source], linestyle="--", label=NAMES[source])
+            if len(values):
+                ax.axhline(100 * values.mean(), color=COLOURS[source], linestyle="--", label=NAMES[source])
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_xlabel("round of federated training")
         ax.set_ylabel("test accuracy (%)")

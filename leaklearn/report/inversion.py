@@ -18,6 +18,7 @@ from leaklearn.report.pictures import labelled_rows
 from leaklearn.report.style import PALETTE, PAPER_COLOUR, band, reference_line
 
 MODELS = {"lenet": "LeNet", "convnet": "ConvNet", "resnet18": "ResNet-18"}
+MODELS |= {"convnet-relu": "ReLU ConvNet", "convnet-gelu": "GELU ConvNet"}
 ATTACKS = {
     "dlg": "DLG",
     "idlg": "iDLG",
@@ -55,6 +56,27 @@ def quality_chart(gi_quality: pd.DataFrame) -> Figure:
                 ax.plot(batch, value, label=f"paper, P4: {value} dB at batch size {batch}", **STAR)
         ax.set_ylabel("PSNR of the reconstructions (dB)")
         ax.set_title(f"{name}: how well can a batch be seen?")
+    _legend(fig)
+    return fig
+
+
+def usefulness_chart(useful: pd.DataFrame) -> Figure:
+    """Test accuracy of what was trained on the reconstructions against batch size; the same images themselves dashed.
+
+    Parameters
+    ----------
+    useful
+        As `leaklearn.experiments.inversion.measure_usefulness` gives it.
+    """
+    fig, panels = _panels(useful, ["dataset"])
+    for ax, (name,), table in panels:
+        true = table["attack"] == "truth"
+        attacked = table[~true].assign(accuracy=lambda rows: 100 * rows["accuracy"])
+        _curves(ax, attacked, "accuracy", attacked)
+        images = int(table["images"].iloc[0])
+        ax.axhline(100 * table.loc[true, "accuracy"].mean(), color=PAPER_COLOUR, ls="--", label="the same images, true")
+        ax.set_ylabel(f"test accuracy (%), trained on {images}")
+        ax.set_title(f"{name}: what are the reconstructions worth?")
     _legend(fig)
     return fig
 

@@ -1,0 +1,185 @@
+"""Gradient inversion of a whole federation: the honest-but-curious server inverts one update after another.
+
+The model is sent as it was first initialised and changed in nothing. Each client answers with the gradients (FedSGD) of
+consecutive batches of its images, and every gradient is inverted by itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from leaklearn.attacks.inversion import GradientInversion
+from leaklearn.data.images import Dataset, ImageSet
+from leaklearn.experiments.batches import READABLE_DB, attacked_network
+from leaklearn.experiments.job import Job, default_clients_per_shard
+from leaklearn.experiments.shards import Shards
+from leaklearn.experiments.sweep import sweep
+from leaklearn.federated import Client, FedSGD, Payload
+from leaklearn.leaks import Leak
+
+
+@dataclass(frozen=True)
+class InversionSettings:
+    """What is inverted, and how.
+
+    Attributes
+    ----------
+    images : int
+        Attacked images in total, the clients taking turns batch by batch.
+    batch_size : int
+        Images behind one gradient.
+    network : str
+        The attacked network, untrained: a name in `leaklearn.experiments.batches.NETWORKS`.
+    attack : str
+        A preset of `GradientInversion`.
+    iterations : int or None
+        Of the attack; None: the preset's own.
+
+    Raises
+    ------
+    ValueError
+        If the images are not whole batches, or a number is out of range.
+    """
+
+    images: int = 1000
+    batch_size: int = 4
+    network: str = "convnet-gelu"
+    attack: str = "fast"
+    iterations: int | None = 40
+
+    def __post_init__(self) -> None:
+        FedSGD(self.batch_size)
+        if self.images < 1 or self.images % self.batch_size:
+            raise ValueError(f"{self.images} attacked images are not whole batches of {self.batch_size}")
+        self.inverter()
+
+    def inverter(self) -> GradientInversion:
+        """The attack."""
+        attack = GradientInversion(self.attack)
+        return attack if self.iterations is None else attack.replace(iterations=self.iterations)
+
+    def check(self, data: Dataset, clients: int) -> None:
+        """Refuse, with a ValueError, an unknown network or more batches than the clients surely have."""
+        attacked_network(self.network, data)
+        most = clients * (len(data.train) // clients // self.batch_size) * self.batch_size
+        if self.images > most:
+            raise ValueError(
+                f"{self.images} images are to be attacked, but {clients} clients of {data.name} have {most} in whole "
+                f"batches of {self.batch_size}"
+            )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images:,} images by {self.attack} with {self.inverter().settings.iterations} iterations, FedSGD at "
+            f"batch size {self.batch_size}, network {self.network}, untrained; labels restored from the updates"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Harvest:
+    """What the server took.
+
+    Attributes
+    ----------
+    leak : Leak
+        The reconstructions with the labels that were restored; `client` is the federation's, `round` the client's
+        batch.
+    true : ImageSet
+        The attacked images themselves.
+    quality : DataFrame
+        `leaklearn.evaluation.quality`, a row an attacked image.
+    seconds : float
+        The attacker's time, whether it was spent now or by an earlier run that left its shards.
+    """
+
+    leak: Leak
+    true: ImageSet
+    quality: pd.DataFrame
+    seconds: float
+
+    @property
+    def leak_rate(self) -> float:
+        """Share of the attacked images that reach 20 dB."""
+        return float((self.quality["psnr"] >= READABLE_DB).mean())
+
+
+def harvest(
+    data: Dataset,
+    clients: Sequence[Client],
+    settings: InversionSettings,
+    *,
+    seed: int,
+    cache: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Harvest:
+    """Invert the clients' gradients, batch by batch.
+
+    Parameters
+    ----------
+    data
+        Describes the images.
+    clients
+        The federation; every image is attacked at most once.
+    settings
+        What is inverted, and how.
+    seed
+        Of the network's weights and the attack.
+    cache
+        Folder that keeps what is finished, under a name made of all settings, so that a killed run goes on; None keeps
+        nothing.
+    device
+        Where clients and attacker compute.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If the clients have too few images.
+    """
+    batches = batch_clients(clients, settings.batch_size)[: settings.images // settings.batch_size]
+    if len(batches) * settings.batch_size < settings.images:
+        raise ValueError(f"the clients have {len(batches)} batches of {settings.batch_size}, {settings} needs more")
+    payload = Payload.of(attacked_network(settings.network, data, seed)).to(device)
+    protocol, per_shard = FedSGD(settings.batch_size, batch_norm="eval"), default_clients_per_shard(payload)
+    with tempfile.TemporaryDirectory() as nowhere:
+        folder = Path(nowhere if cache is None else cache)
+        job = Job(settings.inverter(), payload, batches, protocol, seed, "auto", per_shard)
+        key = Shards(folder, job.settings(), job.count).key[:16]
+        folder = folder / f"inversion_{data.name}_{settings.network}_{key}"
+        found = sweep(
+            folder, job.attack, payload, batches, protocol,
+            seed=seed, labels=job.labels, clients_per_shard=per_shard, progress=progress,
+        )  # fmt: skip
+    stride = _stride(clients)
+    leak = replace(found.leak, client=found.leak.client // stride, round=found.leak.client % stride)
+    return Harvest(leak, _together([batch.data for batch in batches]), found.quality, found.seconds)
+
+
+def batch_clients(clients: Sequence[Client], batch_size: int) -> list[Client]:
+    """Consecutive batches of every client, each as a client of its own: all first batches, then all second ones."""
+    stride = _stride(clients)
+    most = max(len(client.data) for client in clients) // batch_size
+    return [
+        Client(client.id * stride + turn, client.data[turn * batch_size : (turn + 1) * batch_size])
+        for turn in range(most)
+        for client in clients
+        if (turn + 1) * batch_size <= len(client.data)
+    ]
+
+
+def _stride(clients: Sequence[Client]) -> int:
+    """A number above any client's batches: id = client * stride + turn."""
+    return max(len(client.data) for client in clients) + 1
+
+
+def _together(parts: Sequence[ImageSet]) -> ImageSet:
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "index")}
+    return replace(parts[0], **joined)
