@@ -83,7 +83,7 @@ def minimise(
     total = settings.iterations
     before_polish = total - round(settings.polish * total)
     z = problem.box(start) if settings.boxed else start
-    stepper = STEPS[settings.step](z)
+    stepper = STEPS[settings.step](z, settings.history)
     transform = TRANSFORMS[settings.transform]
     best = Outcome(z, start.new_full((rows,), torch.inf), start.new_full((rows,), torch.inf), _ones(start), {}, {})
     best_z, best_value, best_objective, attempts = best.z.clone(), best.value, best.objective, best.attempts
@@ -91,7 +91,7 @@ def minimise(
     caution = start.new_ones(rows, 1)
     for i in range(total):
         if i == before_polish:
-            z, stepper, transform = best_z, Lbfgs(z), TRANSFORMS["none"]
+            z, stepper, transform = best_z, Lbfgs(z, settings.history), TRANSFORMS["none"]
         if i in snapshots:
             best.snapshots[i] = problem.pixels(z).clone()
         value, objective, gradient = problem.evaluate(z)

@@ -3,7 +3,8 @@
 With logits z_i = W h_i + b and p_i = softmax(z_i), the gradient of the mean cross-entropy over a batch of B images is
 G = A^T H with A = (P - Y) / B (B, classes), H (B, features). The labels Y are known; P follows from H. So H is the
 fixed point of: P from H, then H from G by least squares. While B is below the number of classes and no label repeats,
-A has rank B and H is recovered exactly, image by image; of images that share a label only the mean is (their rows of A
+A has rank B, and H is recovered to about `RIDGE`, image by image (a sigmoid LeNet, whose P is peaked, can settle on
+another fixed point: a quarter of batches of 4); of images that share a label only the mean is (their rows of A
 differ too little). breaching's "modern" attack uses dW_c / db_c instead, which mixes the batch. [own derivation]
 """
 

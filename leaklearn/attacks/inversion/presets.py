@@ -5,8 +5,8 @@ from __future__ import annotations
 from leaklearn.attacks.inversion.settings import Settings
 
 PRESETS: dict[str, Settings] = {
-    # Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019: images and labels together, L-BFGS at step length 1, 300
-    # steps of up to 20 evaluations.
+    # Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019: images and labels together, L-BFGS at step length 1 with
+    # PyTorch's history of 100, 300 steps of up to 20 evaluations.
     "dlg": Settings(
         name="dlg",
         objective="euclidean",
@@ -16,6 +16,7 @@ PRESETS: dict[str, Settings] = {
         lr=1.0,
         schedule="constant",
         iterations=6000,
+        history=100,
         boxed=False,
         labels="joint",
     ),
@@ -29,6 +30,7 @@ PRESETS: dict[str, Settings] = {
         lr=1.0,
         schedule="constant",
         iterations=6000,
+        history=100,
         boxed=False,
         labels="idlg",
     ),

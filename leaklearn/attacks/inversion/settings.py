@@ -51,6 +51,8 @@ class Settings:
     polish : float
         Share of the iterations, the last ones, that L-BFGS makes from the best point so far: it converges where
         the sign only jitters. `schedule` runs over the others.
+    history : int
+        Pairs that L-BFGS keeps: more find a better direction and cost as much memory and time.
     boxed : bool
         Whether pixels are kept in the range that images have.
     restarts : int
@@ -86,6 +88,7 @@ class Settings:
     warmup: int = 0
     iterations: int = 1000
     polish: float = 0.0
+    history: int = 30
     boxed: bool = True
     restarts: int = 1
     langevin: float = 0.0
@@ -107,7 +110,7 @@ class Settings:
         for name in ("weight", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
-        for name, least in {"iterations": 1, "restarts": 1, "warmup": 0}.items():
+        for name, least in {"iterations": 1, "restarts": 1, "history": 1, "warmup": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")

@@ -51,20 +51,19 @@ class Lbfgs:
     others go on from where they are. So no row waits for another's line search.
     """
 
-    HISTORY = 30
     ARMIJO = 1e-4
     SHRINK = 0.25
     SHORTEST = 1e-8
     FIRST = 0.05
 
-    def __init__(self, z: Tensor) -> None:
-        rows = len(z)
+    def __init__(self, z: Tensor, history: int = 30) -> None:
+        rows, self._history = len(z), history
         self._z, self._gradient, self._direction = (torch.zeros_like(z) for _ in range(3))
         self._value, self._length, self._shrunk = z.new_full((rows,), torch.inf), z.new_ones(rows), z.new_ones(rows)
         self._fresh = torch.ones(rows, dtype=torch.bool, device=z.device)
         # A ring of each row's last pairs (s, y), and 1 / <s, y>, 0 where there is none; <s, y> / <y, y> of the newest
-        self._s, self._y = (z.new_zeros(self.HISTORY, *z.shape) for _ in range(2))
-        self._rho, self._scale = z.new_zeros(self.HISTORY, rows), z.new_ones(rows)
+        self._s, self._y = (z.new_zeros(self._history, *z.shape) for _ in range(2))
+        self._rho, self._scale = z.new_zeros(self._history, rows), z.new_ones(rows)
         self._written = 0
 
     def step(self, z: Tensor, value: Tensor, gradient: Tensor, lr: Tensor) -> Tensor:
@@ -100,7 +99,7 @@ class Lbfgs:
         behind = (~good).nonzero().flatten()
         for ring in (self._s, self._y, self._rho):  # the slot to be written holds their oldest pair: make it the newest
             ring[:, behind] = ring[:, behind].roll(1, 0)
-        slot, keep = self._written % self.HISTORY, good.unsqueeze(1)
+        slot, keep = self._written % self._history, good.unsqueeze(1)
         self._s[slot] = torch.where(keep, s, self._s[slot])
         self._y[slot] = torch.where(keep, y, self._y[slot])
         self._rho[slot] = torch.where(good, 1 / curvature, self._rho[slot])
@@ -109,7 +108,7 @@ class Lbfgs:
 
     def _product(self) -> Tensor:
         """Inverse Hessian times gradient by the two-loop recursion; a pair with rho 0 leaves its row as it is."""
-        newest_first = [i % self.HISTORY for i in range(self._written - 1, -1, -1)][: self.HISTORY]
+        newest_first = [i % self._history for i in range(self._written - 1, -1, -1)][: self._history]
         q, alphas = self._gradient.clone(), []
         for i in newest_first:
             alphas.append(self._rho[i] * _dot(self._s[i], q))
@@ -128,7 +127,8 @@ class Lbfgs:
             self._value = torch.where(rows, torch.inf, self._value)
 
 
-STEPS: dict[str, type[Adam] | type[Lbfgs]] = {"adam": Adam, "lbfgs": Lbfgs}
+# Made of the start variables (K, D) and the pairs that L-BFGS keeps.
+STEPS: dict[str, Callable[..., Adam | Lbfgs]] = {"adam": lambda z, history=0: Adam(z), "lbfgs": Lbfgs}
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
