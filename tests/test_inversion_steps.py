@@ -97,10 +97,11 @@ def test_lbfgs_never_goes_on_from_a_higher_point():
 def test_a_rows_path_does_not_depend_on_the_others(name):
     """Over more steps than L-BFGS remembers, where rows are rejected at different times."""
     start = torch.tensor([[-1.2, 1.0], [0.0, 0.0], [3.0, -3.0], [2.0, 2.0]], dtype=torch.float64)
-    steps, lr = 3 * Lbfgs.HISTORY // 2, 1.0 if name == "lbfgs" else 0.05
-    together = run(STEPS[name](start), rosenbrock, start, steps, lr)
+    history, lr = 20, 1.0 if name == "lbfgs" else 0.05
+    steps = 3 * history // 2
+    together = run(STEPS[name](start, history), rosenbrock, start, steps, lr)
     for k in range(len(start)):
-        alone = run(STEPS[name](start[k : k + 1]), rosenbrock, start[k : k + 1], steps, lr)
+        alone = run(STEPS[name](start[k : k + 1], history), rosenbrock, start[k : k + 1], steps, lr)
         torch.testing.assert_close(together[:, k], alone[:, 0], rtol=1e-6, atol=1e-9)
 
 
