@@ -177,7 +177,7 @@ def objective_chart(history: pd.DataFrame) -> Figure:
         bottom.set_ylabel("PSNR (dB)")
     bottom.set_xlabel("iteration")
     if "attack" in history:
-        top.legend()
+        _legend(fig)
     return fig
 
 
