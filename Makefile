@@ -51,6 +51,7 @@ strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged
 
 pictures:  ## renew the README's pictures from the results of the laptop preset
 	@cp outputs/laptop/00_overview/fig_pairs.png docs/pairs.png
+	@cp outputs/laptop/01_gradient_inversion/fig_reconstructions.png docs/reconstructions.png
 	@cp outputs/laptop/02_linear_layer_leakage/fig_leak_rate.png docs/leak_rate.png
 	@cp outputs/laptop/03_training_on_leaked_data/fig_accuracy.png docs/accuracy.png
 
