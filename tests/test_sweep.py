@@ -1,5 +1,6 @@
 """Sweeps: shard by shard on disk, killed and resumed to the very same result, damage found and redone."""
 
+import importlib
 import json
 import os
 import signal
@@ -165,6 +166,24 @@ def test_other_weights_data_or_protocol_are_other_settings(tmp_path):
         sweep(tmp_path, attack, payload, clients[::-1], protocol, **options)
     with pytest.raises(ValueError, match=r"protocol\.batch_norm: eval there, train here"):
         sweep(tmp_path, attack, payload, clients, replace(protocol, batch_norm="train"), **options)
+
+
+def test_shards_of_other_source_code_are_refused(tmp_path, monkeypatch):
+    for version in (1, 2):
+        (tmp_path / "attack_of_a_user.py").write_text(
+            f"from tiny_inversion import FakeInversion\nVERSION = {version}\nclass Mine(FakeInversion): pass\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(sys.modules, "attack_of_a_user", raising=False)
+        attack = importlib.import_module("attack_of_a_user").Mine(Settings())
+        payload, clients, protocol = attacked()
+        arguments = (tmp_path / "sweep", attack, payload, clients, protocol)
+        if version == 1:
+            sweep(*arguments, seed=3, progress=False)
+            assert sweep(*arguments, seed=3, progress=False).resumed
+        else:
+            with pytest.raises(ValueError, match=r"code: .* there"):
+                sweep(*arguments, seed=3, progress=False)
 
 
 def test_a_damaged_record_of_the_folder_costs_nothing(tmp_path, caplog):

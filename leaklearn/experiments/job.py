@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from leaklearn.attacks import inversion
 from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.evaluation import Truth, quality
 from leaklearn.experiments.estimate import Attack, estimate_seconds, now
@@ -145,6 +148,7 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Everything that decides the result; values too large to be read are there by their SHA-256."""
         described = {
+            "code": _code(self.attack),
             "attack": {"class": type(self.attack).__name__, **dataclasses.asdict(self.attack.settings)},
             "protocol": {"class": type(self.protocol).__name__, **dataclasses.asdict(self.protocol)},
             "seed": self.seed,
@@ -163,6 +167,19 @@ class Job:
         for number in range(self.count):
             truth = self.truth(number)
             yield from (("ids", truth.clients), ("images", truth.images), ("labels", truth.labels))
+
+
+def _code(attack: Attack) -> str:
+    """Digest of the source that the attack runs: shards of two versions are not to be mixed, nor taken for one another.
+
+    Of ours, all attacks and label rules; of another's, the file of its class.
+    """
+    attacks, own = Path(inversion.__file__).parents[1], Path(inspect.getfile(type(attack)))
+    files = sorted(attacks.rglob("*.py")) if own.is_relative_to(attacks) else [own]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def default_clients_per_shard(payload: Payload) -> int:
