@@ -9,9 +9,10 @@ where it is not installed, ours is measured alone.
 1. Speed: our `inverting_gradients` on all clients and breaching on one take turns; medians of whole calls.
 2. Quality: breaching at each weight, client by client. Its best weight sets the target: the mean PSNR that it ends
    with, less 0.1 dB, so that a plateau does not count as its time. Between its runs ours, `fast`, is given a budget of
-   1/16 of its iterations, then twice that and so on until it ends at the target. A row's `seconds_to_psnr` is the
-   time until then for each client: ours the whole run with that budget over its clients, breaching's until an iterate
-   gets there. Then `inverting_gradients` with that weight from breaching's own starts: the same quality is expected.
+   1/16 of its iterations, then twice that and so on until it ends at the target, then two budgets in between. A row's
+   `seconds_to_psnr` is the time until then for each client: ours the whole run with the least budget that got there,
+   over its clients; breaching's until an iterate gets there. Then `inverting_gradients` with that weight from
+   breaching's own starts: the same quality is expected.
 3. Where asked for (`--clients-at-once`; on a GPU without asking): from 1 to 1,024 clients in one program.
 
 Images are CIFAR-10's where LEAKLEARN_DATA holds it, else embedded digits, padded and repeated in three channels.
@@ -44,7 +45,7 @@ from leaklearn.paths import REPOSITORY
 from leaklearn.report import provenance
 
 # Iterations of an attack and of a timed call, and breaching's clients: what two cores, or a GPU, do in a few minutes.
-DEFAULTS = {"lenet": (400, 40, 4), "convnet16": (400, 20, 4), "convnet": (300, 20, 4), "resnet18": (80, 3, 2)}
+DEFAULTS = {"lenet": (400, 40, 4), "convnet16": (400, 20, 4), "convnet": (300, 20, 4), "resnet18": (80, 8, 2)}
 # Total variation of `fast`, chosen by inversion_quality.py on other images than those attacked here.
 FAST_TV = {"lenet": 0.1, "convnet16": 0.05, "convnet": 0.05, "convnet16_gelu": 3e-4, "resnet18": 0.05}
 ON_GPU = {"resnet18": (1000, 50, 2)} | dict.fromkeys(("lenet", "convnet16", "convnet"), (2000, 100, 4))

@@ -21,6 +21,9 @@ TOLERANCE = 0.1
 MEANINGFUL = 2.0
 """What a target must be above images of the mean colour, in dB: below, the time to it says nothing."""
 
+HALVINGS = 2
+"""Budgets tried between the doubled ones, so that the time found is at most a fifth too long."""
+
 MARKS = 20
 """Points of a course of PSNR."""
 
@@ -42,7 +45,7 @@ class Size:
     iterations : int
         Of a whole attack, the same for both.
     timed : int
-        Iterations of the calls that only take the time.
+        Iterations of ours in the calls that only take the time; breaching makes as many for each of our clients.
     clients, peers : int
         Clients that ours attacks at once, and how many of them, the first, the peer does one after another.
     repeats : int
@@ -161,8 +164,10 @@ def take_turns(ours: Worker, peer: Worker | None, size: Size) -> Speed:
         outcome = ours(work.ours, "inverting_gradients", {"iterations": size.timed}, size.clients)
         found["ours"].append(outcome.seconds / size.clients / size.timed)
         if peer is not None:
-            outcome = peer(work.peer, turn % size.peers, DEFAULT_TV, size.timed)
-            found["peer"].append(outcome.seconds / size.timed)
+            # As many iterations as all clients of ours have, so that neither is timed in a short burst.
+            iterations = size.timed * size.clients
+            outcome = peer(work.peer, turn % size.peers, DEFAULT_TV, iterations)
+            found["peer"].append(outcome.seconds / iterations)
         found["matmul"].append(ours(work.matmul_rate))
     speed = Speed(*(median(values[1:]) if values else nan for values in found.values()))  # the first warms up
     _say(
@@ -189,14 +194,31 @@ def quality(
             _say(f"breaching, TV {tv:g}: {ends[tv]:.2f} dB in {mean(o.seconds for o in outcomes):.2f} s a client")
         target = max(ends.values(), default=torch.inf) - TOLERANCE
         while len(ladder) < len(budgets) and (not ladder or ladder[-1].psnr < target):
-            budget = budgets[len(ladder)]
-            changes = {"iterations": budget, "priors": {"tv_smooth": size.fast_tv}}
-            outcome = ours(work.ours, "fast", changes, size.clients)
-            ladder.append(Point(budget, outcome.seconds / size.clients, mean(outcome.psnr[: size.peers])))
-            _say(f"fast, {budget} iterations: {ladder[-1].psnr:.2f} dB in {ladder[-1].seconds:.2f} s a client")
+            ladder.append(run_fast(ours, size, budgets[len(ladder)]))
             if tv is not None and peer is not None:
                 break  # one between two of the peer's, as many as it takes at the end
-    return courses, ends, ladder
+    return courses, ends, refine(ours, size, ladder, target)
+
+
+def run_fast(ours: Worker, size: Size, budget: int) -> Point:
+    """`fast` on all clients with this many iterations, scored on those that the peer attacks too."""
+    changes = {"iterations": budget, "priors": {"tv_smooth": size.fast_tv}}
+    outcome = ours(work.ours, "fast", changes, size.clients)
+    point = Point(budget, outcome.seconds / size.clients, mean(outcome.psnr[: size.peers]))
+    _say(f"fast, {budget} iterations: {point.psnr:.2f} dB in {point.seconds:.2f} s a client")
+    return point
+
+
+def refine(ours: Worker, size: Size, ladder: list[Point], target: float) -> list[Point]:
+    """Halve, twice, the gap between the last budget that was too small and the first that was not (geometrically)."""
+    for _ in range(HALVINGS):
+        below = [point.iteration for point in ladder if point.psnr < target]
+        above = [point.iteration for point in ladder if point.psnr >= target]
+        middle = round((max(below) * min(above)) ** 0.5) if below and above else 0
+        if not below or not above or middle in (max(below), min(above)):
+            break
+        ladder = sorted([*ladder, run_fast(ours, size, middle)])
+    return ladder
 
 
 def sweep(case: work.Case, batches: work.Batches, sizes: list[int], part: dict) -> list[dict]:

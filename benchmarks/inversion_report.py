@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from leaklearn.attacks.inversion import preset
 from leaklearn.files import write_bytes, write_json, write_text
@@ -91,6 +92,9 @@ def course_chart(part: dict, ax: Axes) -> Axes:
         ax.plot([seconds for _, seconds, _ in course], [psnr for _, _, psnr in course], **look)
     row = part["rows"][0]
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("seconds a client")
     ax.set_ylabel("PSNR in dB")
     ax.set_title(f"{row['model']}, batch {row['batch_size']}, {row['dataset']}, {row['device']}")

@@ -137,7 +137,11 @@ def test_a_breach_at_batch_size_100():
     assert (shares.verdict, shares.unit) == ("reproduced", "% of images")
     assert shares.measured == pytest.approx(5)
     assert only(breach(mean.assign(leak_rate=0.0))).verdict == "not reproduced"
-    assert only(breach(quality("mnist5k", b100=21.0))).verdict == "partly"
+    elsewhere = quality("mnist5k", b100=21.0)
+    assert only(breach(elsewhere)).verdict == "partly"
+    found = only(breach(elsewhere.assign(leak_rate=0.0)))
+    assert found.verdict == "not run"
+    assert found.why.startswith("measured on mnist5k")
     assert breach(quality(b64=21.0)) == []
 
 

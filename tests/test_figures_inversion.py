@@ -117,6 +117,13 @@ def test_reconstruction_grid_pairs_truth_and_reconstruction():
     np.testing.assert_allclose(shown[0].images[0].get_array(), originals[1][0].permute(1, 2, 0) / 255, atol=1e-6)
 
 
+def test_reconstruction_grid_shows_a_truth_that_all_share_once():
+    truth = torch.rand(5, 1, 8, 8)
+    fig = reconstruction_grid({1: truth, 4: truth.clone()}, {1: truth, 4: truth}, {1: [9.0] * 5, 4: [8.0] * 5})
+    assert [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()] == ["truth", "batch size 1", "batch size 4"]
+    assert sum(bool(ax.images) for ax in fig.axes) == 15
+
+
 def test_label_chart_has_a_panel_for_untrained_and_trained():
     rows = [
         {"model": model, "trained": trained, "batch_size": size, "method": method, "seed": seed}

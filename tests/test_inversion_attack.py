@@ -1,7 +1,9 @@
 """Whole attacks: every preset gains on its start; what decides the result, and what does not."""
 
+import ctypes
 import dataclasses
 
+import psutil
 import pytest
 import torch
 from plain_inversion import exchange
@@ -9,6 +11,7 @@ from tiny import INFO
 
 from leaklearn.attacks import GradientInversion
 from leaklearn.attacks.inversion import PRESETS
+from leaklearn.attacks.inversion.memory import kept_pages
 from leaklearn.attacks.inversion.problem import Units
 from leaklearn.data import load
 from leaklearn.federated import FedAvg, FedSGD, Payload, draw_batches, gather, make_clients, respond
@@ -175,3 +178,16 @@ def test_sums_of_updates_are_refused():
     summed = type(updates)(updates.kind, updates.tensors, {}, updates.clients, updates.protocol, summed=True)
     with pytest.raises(ValueError, match="single clients' updates"):
         small("fast").invert(payload, summed, labels)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_memory_stays_within_kept_pages_and_is_given_back():
+    def resident():
+        return psutil.Process().memory_info().rss / 2**20
+
+    torch.ones(2**20)
+    before = resident()
+    with kept_pages():
+        torch.ones(200 * 2**18)  # 200 MiB
+        assert resident() - before > 150
+    assert resident() - before < 50

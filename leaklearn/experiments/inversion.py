@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from leaklearn.attacks.inversion import GradientInversion, preset
 from leaklearn.attacks.inversion.engine import minimise
 from leaklearn.attacks.inversion.gradients import Gradients
-from leaklearn.attacks.inversion.memory import clients_at_once
+from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
 from leaklearn.attacks.inversion.problem import Problem
 from leaklearn.attacks.inversion.starts import STARTS
 from leaklearn.data.images import Dataset
@@ -143,7 +143,8 @@ def _iteration_seconds(
     problem = Problem(Gradients(payload, protocol), updates.tensors, labels.to(payload.device), shape, settings)
     clock = [now(payload)]
     noise = torch.Generator().manual_seed(seed)
-    minimise(problem, start, lambda attempt: start, generator=noise, tick=lambda _: clock.append(now(payload)))
+    with kept_pages():
+        minimise(problem, start, lambda attempt: start, generator=noise, tick=lambda _: clock.append(now(payload)))
     durations = [after - before for before, after in pairwise(clock)]
     return median(durations[1:])
 

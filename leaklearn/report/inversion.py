@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator, PercentFormatter
@@ -105,7 +106,7 @@ def cost_chart(gi_cost: pd.DataFrame) -> Figure:
 def reconstruction_grid(
     originals: Mapping[int, Tensor], reconstructions: Mapping[int, Tensor], psnr: Mapping[int, Sequence[float]]
 ) -> Figure:
-    """For each batch size the true images above their reconstructions, with the PSNR beneath.
+    """For each batch size the true images above their reconstructions, with the PSNR beneath; equal truths once.
 
     Parameters
     ----------
@@ -114,10 +115,14 @@ def reconstruction_grid(
     psnr
         (n,) dB of each pair, by batch size.
     """
-    rows = []
+    first = next(iter(originals.values()))
+    same = all(torch.equal(first, truth) for truth in originals.values())
+    rows = [("truth", first, [])] if same else []
     for batch, truth in originals.items():
-        rows.append((f"batch size {batch}\ntruth", truth, []))
-        rows.append(("read from\nthe update", reconstructions[batch], [f"{float(db):.1f} dB" for db in psnr[batch]]))
+        if not same:
+            rows.append((f"batch size {batch}\ntruth", truth, []))
+        name = f"batch size {batch}" if same else "read from\nthe update"
+        rows.append((name, reconstructions[batch], [f"{float(db):.1f} dB" for db in psnr[batch]]))
     return labelled_rows(rows, "What one gradient shows: truth above, reconstruction below")
 
 

@@ -157,7 +157,8 @@ def breach(gi_quality: pd.DataFrame) -> list[Finding]:
     """P7: whether images are readable at batch size 100 or more: the share of them that reaches 20 dB.
 
     That share is the column `leak_rate`. Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is
-    none against: it says nothing about the best images. Other data than CIFAR-10 support the number at most partly.
+    none against: it says nothing about the best images. Other data than CIFAR-10 support the number at most partly, and
+    are nothing against it.
     """
     found, rows = [], gi_quality[gi_quality["batch_size"] >= paper.BREACHED_BATCH].dropna(subset=["psnr"])
     for dataset, frame in rows.groupby("dataset", sort=False):
@@ -170,7 +171,10 @@ def breach(gi_quality: pd.DataFrame) -> list[Finding]:
             name, best = _best_first(frame, "psnr")[0]
             why = f"{name}: mean {best.mean:.2f} dB, {count_seeds(best.n)}; the share of readable images is not known"
             unit, verdict = "dB, mean", REPRODUCED if best.mean >= READABLE_DB else NOT_RUN
-        if verdict == REPRODUCED and (best.n < SEEDS or dataset != paper.DATASET):
+        if dataset != paper.DATASET:
+            why = f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
+            verdict = PARTLY if verdict == REPRODUCED else NOT_RUN
+        elif verdict == REPRODUCED and best.n < SEEDS:
             verdict = PARTLY
         found.append(Finding(str(dataset), verdict, why, best.mean, best.low, best.high, unit))
     return found

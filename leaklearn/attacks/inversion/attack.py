@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from leaklearn.attacks.inversion.check import Check, check, check_updates
 from leaklearn.attacks.inversion.engine import minimise
 from leaklearn.attacks.inversion.gradients import Gradients, last_linear
-from leaklearn.attacks.inversion.memory import clients_at_once
+from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
 from leaklearn.attacks.inversion.presets import preset
 from leaklearn.attacks.inversion.problem import Problem, Units
 from leaklearn.attacks.inversion.result import Inversion, Part, finish, gather
@@ -125,24 +125,27 @@ class GradientInversion:
         record = {i * total // RECORDED for i in range(RECORDED + 1)}
         bar = tqdm(total=total * len(groups), desc=settings.name, disable=not progress, leave=False, unit="it")
         parts = []
-        for rows in groups:
-            target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
-            problem = Problem(gradients, target, None if labels is None else labels[rows].to(device), shape, settings)
+        with kept_pages():
+            for rows in groups:
+                target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
+                problem = Problem(
+                    gradients, target, None if labels is None else labels[rows].to(device), shape, settings
+                )
 
-            def restart(attempt: int, rows: Tensor = rows) -> Tensor:
-                again = self._starts(len(updates), shape, scores, seed + 7919 * attempt, None)
-                return again[rows].flatten(0, 1).to(device, payload.dtype)
+                def restart(attempt: int, rows: Tensor = rows) -> Tensor:
+                    again = self._starts(len(updates), shape, scores, seed + 7919 * attempt, None)
+                    return again[rows].flatten(0, 1).to(device, payload.dtype)
 
-            outcome = minimise(
-                problem,
-                points[rows].flatten(0, 1).to(device, payload.dtype),
-                restart,
-                generator=torch.Generator().manual_seed(seed * 1_000_003 + int(rows[0])),
-                record=record,
-                snapshots=snapshots,
-                tick=lambda objective: bar.update(),
-            )
-            parts.append(finish(problem, outcome))
+                outcome = minimise(
+                    problem,
+                    points[rows].flatten(0, 1).to(device, payload.dtype),
+                    restart,
+                    generator=torch.Generator().manual_seed(seed * 1_000_003 + int(rows[0])),
+                    record=record,
+                    snapshots=snapshots,
+                    tick=lambda objective: bar.update(),
+                )
+                parts.append(finish(problem, outcome))
         bar.close()
         blank = self._blank(payload, points, shape, labels)
         meta = {"attack": "gradient inversion", **settings.describe(), "round": round, "seed": seed}

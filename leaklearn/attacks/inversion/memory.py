@@ -1,6 +1,11 @@
-"""How many clients to attack in one program."""
+"""How many clients to attack in one program, and how its memory is kept between iterations."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -9,15 +14,19 @@ from torch.func import functional_call
 
 from leaklearn.federated.exchange import Payload
 
-# On a CPU a program whose activations fall out of the cache is slower than a smaller one, client for client: ResNet-18
-# is fastest at 2 clients of 4 images, the small networks from 16 on (benchmarks/inversion.py).
+# On a CPU a program whose activations fall out of the cache is slower than a smaller one, client for client. This much
+# is one client of four images for ResNet-18, and more than 16 for the small networks.
 CACHE_BYTES = 48 * 2**20
 # What one image costs through forward, backward and second backward, in units of the layers' outputs; and one client's
-# update, in units of the model (simulated, target, derivative, and products of them). Measured, rounded up.
+# update, in units of the model (simulated, target, derivative, and products of them). Estimates, on the safe side.
 COPIES_OF_ACTIVATIONS = 12
 COPIES_OF_WEIGHTS = 8
 # Share of the free memory that is used.
 SHARE = 0.6
+# glibc: numbers of its options in malloc.h, and what its own adaptive rule ends at with large tensors.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST = 2**31 - 1
+USUAL = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 
 
 def activation_bytes(payload: Payload, shape: torch.Size) -> int:
@@ -59,3 +68,24 @@ def clients_at_once(payload: Payload, shape: torch.Size, restarts: int = 1) -> i
     if payload.device.type == "cpu":
         most = min(most, CACHE_BYTES / activations)
     return max(1, int(most))
+
+
+@contextmanager
+def kept_pages() -> Iterator[None]:
+    """While this lasts, freed CPU memory stays with the process; at the end it is given back.
+
+    Each iteration allocates and frees the same tensors. glibc returns large ones to the system at once, and the next
+    iteration waits for fresh, zeroed pages: a quarter of the time of a small network. Elsewhere this does nothing.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "malloc_trim"):  # musl has neither
+        yield
+        return
+    for option in USUAL:
+        library.mallopt(option, LARGEST)
+    try:
+        yield
+    finally:
+        for option, value in USUAL.items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)
