@@ -13,8 +13,8 @@ from leaklearn.report.inversion import (
     label_chart,
     objective_chart,
     quality_chart,
-    reconstruction_grid,
 )
+from leaklearn.report.pictures import reconstruction_grid
 from leaklearn.report.tables import over_seeds
 from leaklearn.widgets import compare_attacks, scrub_iterations
 

@@ -1,21 +1,16 @@
-"""Charts of gradient inversion: quality and cost against batch size, reconstructions, labels, objective over time."""
+"""Charts of gradient inversion: quality and cost against batch size, labels, objective over time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import matplotlib.pyplot as plt
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator, PercentFormatter
-from torch import Tensor
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.report.inversion_rules import curve_columns
 from leaklearn.report.paper import DATASET, DAYS, PSNR
-from leaklearn.report.pictures import labelled_rows
 from leaklearn.report.style import PALETTE, PAPER_COLOUR, band, reference_line
 
 MODELS = {"lenet": "LeNet", "convnet": "ConvNet", "resnet18": "ResNet-18"}
@@ -101,29 +96,6 @@ def cost_chart(gi_cost: pd.DataFrame) -> Figure:
         ax.set_title(f"{name}: what does it cost on {_device(device)}?")
     _legend(fig)
     return fig
-
-
-def reconstruction_grid(
-    originals: Mapping[int, Tensor], reconstructions: Mapping[int, Tensor], psnr: Mapping[int, Sequence[float]]
-) -> Figure:
-    """For each batch size the true images above their reconstructions, with the PSNR beneath; equal truths once.
-
-    Parameters
-    ----------
-    originals, reconstructions
-        (n, C, H, W) in [0, 1] or uint8 by batch size, already assigned; some of each batch, n may differ.
-    psnr
-        (n,) dB of each pair, by batch size.
-    """
-    first = next(iter(originals.values()))
-    same = all(torch.equal(first, truth) for truth in originals.values())
-    rows = [("truth", first, [])] if same else []
-    for batch, truth in originals.items():
-        if not same:
-            rows.append((f"batch size {batch}\ntruth", truth, []))
-        name = f"batch size {batch}" if same else "read from\nthe update"
-        rows.append((name, reconstructions[batch], [f"{float(db):.1f} dB" for db in psnr[batch]]))
-    return labelled_rows(rows, "What one gradient shows: truth above, reconstruction below")
 
 
 def label_chart(labels_table: pd.DataFrame) -> Figure:
