@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from functools import lru_cache
+from textwrap import fill
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
@@ -126,7 +127,8 @@ def compare_attacks(attacks: Mapping[str, Tensor], originals: Tensor) -> widgets
         k, i = client.value, image.value
         found = torch.stack([images[k][orders[name][k, i]] for name, images in attacks.items()])
         decibel = psnr(found, truth[k, i].expand_as(found)).tolist()
-        notes = ["truth", *(f"{name}\n{db:.1f} dB" for name, db in zip(attacks, decibel, strict=True))]
+        names = [fill(name, 12) for name in attacks]  # as wide as a picture
+        notes = ["truth", *(f"{name}\n{db:.1f} dB" for name, db in zip(names, decibel, strict=True))]
         rows = [("", torch.cat([truth[k, i : i + 1], found]), notes)]
         picture.value = _png(labelled_rows(rows, f"Client {k}, image {i}, as each attack sees it"))
 
