@@ -127,7 +127,7 @@ def compare_attacks(attacks: Mapping[str, Tensor], originals: Tensor) -> widgets
         k, i = client.value, image.value
         found = torch.stack([images[k][orders[name][k, i]] for name, images in attacks.items()])
         decibel = psnr(found, truth[k, i].expand_as(found)).tolist()
-        names = [fill(name, 12) for name in attacks]  # as wide as a picture
+        names = [fill(name, 13, break_long_words=False) for name in attacks]  # as wide as a picture
         notes = ["truth", *(f"{name}\n{db:.1f} dB" for name, db in zip(names, decibel, strict=True))]
         rows = [("", torch.cat([truth[k, i : i + 1], found]), notes)]
         picture.value = _png(labelled_rows(rows, f"Client {k}, image {i}, as each attack sees it"))
@@ -153,6 +153,6 @@ def _order(found: Tensor, truth: Tensor) -> Tensor:
 def _png(fig: Figure) -> bytes:
     """A figure as a picture; output widgets would wait for ever where no browser answers."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=100)
+    fig.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     plt.close(fig)
     return buffer.getvalue()
