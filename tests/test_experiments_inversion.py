@@ -9,7 +9,8 @@ from leaklearn.experiments.harvest import InversionSettings, batch_clients, harv
 from leaklearn.experiments.inversion import ALL_IMAGES, measure_cost, measure_quality, measure_usefulness
 from leaklearn.federated import make_clients
 from leaklearn.learning import Recipe
-from leaklearn.report.inversion import cost_chart, quality_chart, reconstruction_grid, usefulness_chart
+from leaklearn.report.inversion import cost_chart, quality_chart, usefulness_chart
+from leaklearn.report.pictures import reconstruction_grid
 
 QUALITY = "dataset seed model attack batch_size iterations psnr ssim label_accuracy seconds_per_image leak_rate clients"
 COST = "dataset seed model attack batch_size device seconds_per_iteration iterations images days_for_50k"
