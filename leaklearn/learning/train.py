@@ -148,9 +148,9 @@ def _fit(
 ) -> pd.DataFrame:
     """Train ``model`` in place; returns the history."""
     generator = torch.Generator(images.device).manual_seed(seed)
-    groups = _groups(model, recipe.weight_decay)
+    groups = parameter_groups(model, recipe.weight_decay)
     optimiser = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
-    precision = _precision(recipe.amp, images.device)
+    precision = precision_of(recipe.amp, images.device)
     scaler = torch.amp.GradScaler(images.device.type, enabled=precision == torch.float16)
     crop = {
         "pad": default_pad(info.shape[1]) if recipe.pad is None else recipe.pad,
@@ -206,7 +206,7 @@ def _fit(
     return pd.DataFrame(rows, columns=["epoch", "step", "loss", "train_accuracy", "test_accuracy", "seconds"])
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: weights with decay, vectors (biases, norm layers) without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
@@ -218,7 +218,7 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _precision(amp: str | None, device: torch.device) -> torch.dtype | None:
+def precision_of(amp: str | None, device: torch.device) -> torch.dtype | None:
     """The type that autocast computes in, None for full precision."""
     if amp is None:
         if device.type != "cuda":
