@@ -82,6 +82,10 @@ class Leak:
         clients = len(self.client.unique())
         return f"Leak({len(self)} images {tuple(self.images.shape[1:])} of {clients} clients, {labels})"
 
+    def to(self, device: str | torch.device) -> Leak:
+        """The same leak on another device."""
+        return replace(self, images=self.images.to(device), **{n: v.to(device) for n, v in self._columns().items()})
+
     def with_labels(self, labels: Tensor) -> Leak:
         """The same leak with labels (M,) int64, -1 where unknown."""
         return replace(self, labels=labels)

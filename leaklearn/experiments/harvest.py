@@ -1,7 +1,7 @@
 """Gradient inversion of a whole federation: the honest-but-curious server inverts one update after another.
 
-The model is sent as it was first initialised and changed in nothing. Each client answers with the gradients (FedSGD) of
-consecutive batches of its images, and every gradient is inverted by itself.
+The model is sent as it was first initialised and changed in nothing. Each client answers with the gradients (FedSGD) or
+weight changes (FedAvg) of consecutive batches of its images, and every update is inverted by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from leaklearn.experiments.batches import READABLE_DB, attacked_network
 from leaklearn.experiments.job import Job, default_clients_per_shard
 from leaklearn.experiments.shards import Shards
 from leaklearn.experiments.sweep import sweep
-from leaklearn.federated import Client, FedSGD, Payload
+from leaklearn.federated import Client, FedAvg, FedSGD, Payload
+from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak
 
 
@@ -40,6 +41,12 @@ class InversionSettings:
         A preset of `GradientInversion`.
     iterations : int or None
         Of the attack; None: the preset's own.
+    local_steps, local_epochs : int
+        1 and 1: FedSGD. Else FedAvg: so many passes over the batch, each cut into so many SGD steps; the attack goes
+        through them. Whoever passes several times over a batch is thought to have as many more images: the attacker
+        does not know their order.
+    lr : float
+        Local learning rate of FedAvg.
 
     Raises
     ------
@@ -52,9 +59,14 @@ class InversionSettings:
     network: str = "convnet-gelu"
     attack: str = "fast"
     iterations: int | None = 40
+    local_steps: int = 1
+    local_epochs: int = 1
+    lr: float = 0.01
 
     def __post_init__(self) -> None:
-        FedSGD(self.batch_size)
+        if self.local_steps < 1 or self.batch_size % self.local_steps:
+            raise ValueError(f"batches of {self.batch_size} images cannot be cut into {self.local_steps} equal steps")
+        self.protocol()
         if self.images < 1 or self.images % self.batch_size:
             raise ValueError(f"{self.images} attacked images are not whole batches of {self.batch_size}")
         self.inverter()
@@ -63,6 +75,13 @@ class InversionSettings:
         """The attack."""
         attack = GradientInversion(self.attack)
         return attack if self.iterations is None else attack.replace(iterations=self.iterations)
+
+    def protocol(self) -> Protocol:
+        """What the clients do with a batch; batch norm by the statistics that the server sent."""
+        steps = self.local_steps * self.local_epochs
+        if steps == 1:
+            return FedSGD(self.batch_size, batch_norm="eval")
+        return FedAvg(self.batch_size // self.local_steps, steps, self.lr, batch_norm="eval")
 
     def check(self, data: Dataset, clients: int) -> None:
         """Refuse, with a ValueError, an unknown network or more batches than the clients surely have."""
@@ -75,8 +94,10 @@ class InversionSettings:
             )
 
     def __str__(self) -> str:
+        steps = self.local_steps * self.local_epochs
+        how = "FedSGD" if steps == 1 else f"FedAvg with {steps} local steps"
         return (
-            f"{self.images:,} images by {self.attack} with {self.inverter().settings.iterations} iterations, FedSGD at "
+            f"{self.images:,} images by {self.attack} with {self.inverter().settings.iterations} iterations, {how} at "
             f"batch size {self.batch_size}, network {self.network}, untrained; labels restored from the updates"
         )
 
@@ -91,7 +112,7 @@ class Harvest:
         The reconstructions with the labels that were restored; `client` is the federation's, `round` the client's
         batch.
     true : ImageSet
-        The attacked images themselves.
+        The attacked images themselves, in the order of `quality`'s positions.
     quality : DataFrame
         `leaklearn.evaluation.quality`, a row an attacked image.
     seconds : float
@@ -148,7 +169,7 @@ def harvest(
     if len(batches) * settings.batch_size < settings.images:
         raise ValueError(f"the clients have {len(batches)} batches of {settings.batch_size}, {settings} needs more")
     payload = Payload.of(attacked_network(settings.network, data, seed)).to(device)
-    protocol, per_shard = FedSGD(settings.batch_size, batch_norm="eval"), default_clients_per_shard(payload)
+    protocol, per_shard = settings.protocol(), default_clients_per_shard(payload)
     with tempfile.TemporaryDirectory() as nowhere:
         folder = Path(nowhere if cache is None else cache)
         job = Job(settings.inverter(), payload, batches, protocol, seed, "auto", per_shard)
@@ -160,7 +181,8 @@ def harvest(
         )  # fmt: skip
     stride = _stride(clients)
     leak = replace(found.leak, client=found.leak.client // stride, round=found.leak.client % stride)
-    return Harvest(leak, _together([batch.data for batch in batches]), found.quality, found.seconds)
+    true = [batch.data[used.flatten()] for batch, used in zip(batches, job.positions, strict=True)]
+    return Harvest(leak, _together(true), found.quality, found.seconds)
 
 
 def batch_clients(clients: Sequence[Client], batch_size: int) -> list[Client]:

@@ -34,6 +34,8 @@ class Setting:
         Attacked clients, and images that each uses in the round.
     local_steps : int
         1 for FedSGD; FedAvg cuts the images into as many mini-batches.
+    local_epochs : int
+        Passes of FedAvg over the images, in a new order each; 1 for FedSGD.
     secure : bool
         Secure aggregation: the server sees only the sum over the clients.
     lr : float
@@ -51,6 +53,7 @@ class Setting:
     clients: int = 60
     images_per_client: int = 64
     local_steps: int = 1
+    local_epochs: int = 1
     secure: bool = False
     lr: float = 0.01
 
@@ -58,8 +61,11 @@ class Setting:
         for value, valid, what in ((self.attack, ATTACKS, "attack"), (self.protocol, PROTOCOLS, "protocol")):
             if value not in valid:
                 raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(valid)}")
-        if self.protocol == "fedsgd" and self.local_steps != 1:
-            raise ValueError(f"FedSGD has one local step, not {self.local_steps}; use fedavg for more")
+        if self.local_epochs < 1:
+            raise ValueError(f"local_epochs is {self.local_epochs}; a client passes over its images at least once")
+        steps = self.local_steps * self.local_epochs
+        if self.protocol == "fedsgd" and steps != 1:
+            raise ValueError(f"FedSGD has one local step, not {steps}; use fedavg for more")
         if self.local_steps < 1 or self.images_per_client % self.local_steps:
             raise ValueError(
                 f"{self.images_per_client} images cannot be cut into {self.local_steps} equal mini-batches"
@@ -82,13 +88,14 @@ class Setting:
         """What the clients do."""
         if self.protocol == "fedsgd":
             return FedSGD(self.images_per_client)
-        return FedAvg(self.images_per_client // self.local_steps, self.local_steps, self.lr)
+        return FedAvg(self.images_per_client // self.local_steps, self.local_steps * self.local_epochs, self.lr)
 
     @property
     def expected_leak_rate(self) -> float:
         """Closed form for bins of equal mass, 0..1; NaN where there is none (trap weights, other attacks on FedAvg).
 
-        Under secure aggregation Robbing the Fed's clients share the bins, so that all their images compete.
+        Under secure aggregation Robbing the Fed's clients share the bins, so that all their images compete. Further
+        epochs over the same images add nothing to LOKI's, for every bin in use is silent after the first.
         """
         bins, images = self.make_attack().neurons, self.images_per_client
         if self.attack == "loki" and self.protocol == "fedavg":
@@ -115,7 +122,7 @@ class Setting:
             "fc_factor": self.fc_factor,
             "clients": self.clients,
             "images_per_client": self.images_per_client,
-            "local_steps": self.local_steps,
+            "local_steps": self.local_steps * self.local_epochs,
         }
 
 

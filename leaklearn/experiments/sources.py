@@ -9,6 +9,7 @@ what leaked, with its true labels: the ideal case), and centralised training on 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,9 @@ class FederationSettings:
         Dirichlet concentration of the labels over clients; None: IID.
     clients_per_round, rounds : int
         Width and length of the federated training.
-    local_steps : int
-        SGD steps of a client in a round, on mini-batches of images_per_client / local_steps.
+    local_steps, local_epochs : int
+        A client passes local_epochs times over these images, each time in local_steps SGD steps on mini-batches of
+        images_per_client / local_steps.
     lr : float
         Local learning rate.
     """
@@ -53,24 +55,25 @@ class FederationSettings:
     clients_per_round: int = 10
     rounds: int = 60
     local_steps: int = 8
+    local_epochs: int = 1
     lr: float = 0.05
 
     def attack(self, fc_factor: float) -> Setting:
         """One round in which the server is malicious: LOKI on all clients, under secure aggregation."""
-        return Setting(
-            "loki", "fedavg", fc_factor, self.clients, self.images_per_client, self.local_steps, secure=True, lr=self.lr
-        )
+        shape = (self.clients, self.images_per_client, self.local_steps, self.local_epochs)
+        return Setting("loki", "fedavg", fc_factor, *shape, secure=True, lr=self.lr)
 
     def protocol(self) -> FedAvg:
         """The clients' part in a round."""
-        return FedAvg(self.images_per_client // self.local_steps, self.local_steps, self.lr)
+        return FedAvg(self.images_per_client // self.local_steps, self.local_steps * self.local_epochs, self.lr)
 
     def __str__(self) -> str:
         split = "IID" if self.alpha is None else f"Dirichlet({self.alpha:g})"
-        batch = self.images_per_client // self.local_steps
+        batch, passes = self.images_per_client // self.local_steps, self.local_epochs
+        steps = f"{passes} epochs of {self.local_steps}" if passes > 1 else f"{self.local_steps}"
         return (
             f"{self.clients} clients, {split}; {self.rounds} rounds of {self.clients_per_round} clients; FedAvg, "
-            f"{self.local_steps} local SGD steps of {batch} images at learning rate {self.lr:g}, no augmentation"
+            f"{steps} local SGD steps of {batch} images at learning rate {self.lr:g}, no augmentation"
         )
 
 
@@ -111,6 +114,7 @@ def compare_sources(
     inversion: InversionSettings | None = None,
     cache: str | Path | None = None,
     model: str = "convnet",
+    width: int | None = None,
     device: str = "cpu",
     progress: bool = True,
 ) -> Comparison:
@@ -129,6 +133,9 @@ def compare_sources(
         Neurons of the malicious layer per image of a client.
     recipe
         Ordinary training, the same for leaked and for all images, for the same number of steps.
+    model, width
+        The network that is trained; a name for `leaklearn.models.build`. LeNet stands behind the malicious layer,
+        whatever is trained.
     inversion
         Gradient inversion of the same clients; None: without. The attacked network need not be the one trained.
     cache
@@ -158,10 +165,10 @@ def compare_sources(
         return {**about, "leak_rate": leak_rate, "seconds": perf_counter() - begin}
 
     for seed in tqdm(seeds, desc=f"seeds on {data.name}", disable=not progress, leave=False):
-        begin = perf_counter()
+        begin, network = perf_counter(), build(model, data, width=width, seed=seed)
         clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
         federation = federate(
-            build(model, data, seed=seed).to(device),
+            deepcopy(network).to(device),
             clients,
             settings.protocol(),
             rounds=settings.rounds,
@@ -177,20 +184,20 @@ def compare_sources(
         if inversion is not None:
             inverted = harvest(data, clients, inversion, seed=seed, cache=cache, device=device, progress=progress)
             begin = perf_counter() - inverted.seconds
-            result = fit(model, inverted.leak, seed=seed, progress=progress)
+            result = fit(network, inverted.leak, seed=seed, progress=progress)
             rows.append(row(seed, "gi", len(inverted.leak), result.accuracy, begin, inverted.leak_rate))
-            clean = fit(model, inverted.true, seed=seed, progress=progress)
+            clean = fit(network, inverted.true, seed=seed, progress=progress)
             about = {"dataset": data.name, "seed": seed, "images": len(inverted.true), "accuracy": clean.accuracy}
             same.append({**about, "accuracy_gi": result.accuracy})
 
         begin = perf_counter()
-        attacked = attack_round(attack, clients, data.test, model=model, seed=seed, with_ssim=False, device=device)
+        attacked = attack_round(attack, clients, data.test, seed=seed, with_ssim=False, device=device)
         leak = attacked.labelled.labelled()
-        result = fit(model, leak, seed=seed, progress=progress)
+        result = fit(network, leak, seed=seed, progress=progress)
         rows.append(row(seed, "lll", len(leak), result.accuracy, begin, attacked.score.leak_rate))
 
         begin = perf_counter()
-        result = fit(model, data.train, seed=seed, progress=progress)
+        result = fit(network, data.train, seed=seed, progress=progress)
         rows.append(row(seed, "centralised", len(data.train), result.accuracy, begin))
     history = pd.concat(rounds, ignore_index=True)[["dataset", "seed", "round", "accuracy"]]
     return Comparison(pd.DataFrame(rows), history, leak, inverted, pd.DataFrame(same))

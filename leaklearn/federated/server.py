@@ -107,6 +107,7 @@ def federate(
     evaluate_every: int = 1,
     lr: float = 1.0,
     secure: bool = False,
+    observe: Callable[[int, list[Client], int], None] | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Federation:
@@ -130,6 +131,9 @@ def federate(
         Server's step length, see `Server`.
     secure
         Aggregate securely: the server sees only sums.
+    observe
+        Called after every round with its number, its clients and the seed of their mini-batches (`draw_batches`): for
+        measuring what an attack on the same round would take. The federation goes on unchanged.
     seed
         Of client sampling and mini-batches.
     progress
@@ -159,4 +163,6 @@ def federate(
         if number % evaluate_every == 0 or number == rounds:
             rows.append({"round": number, "accuracy": evaluate(model)})
             bar.set_postfix(accuracy=f"{rows[-1]['accuracy']:.3f}")
+        if observe is not None:
+            observe(number, group, batches)
     return Federation(model, pd.DataFrame(rows))
