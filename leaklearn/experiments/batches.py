@@ -160,10 +160,12 @@ def attack_batches(
     seed: int = 0,
     iterations: int | None = None,
     snapshots: Sequence[int] = (),
+    clients: Sequence[Client] | None = None,
+    network: Network | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> AttackedBatches:
-    """Have clients answer an honest, untrained model by FedSGD, and invert all their updates together.
+    """Have clients answer an honest model by FedSGD, and invert all their updates together.
 
     Parameters
     ----------
@@ -179,6 +181,10 @@ def attack_batches(
         None: as the preset says.
     snapshots
         Iterations at which the dummy images are kept.
+    clients
+        Attacked on the first `batch_size` images of each; None: `draw_clients`.
+    network
+        What is sent, a trained `model` say; None: untrained.
     device
         Where clients and attacker compute.
     progress
@@ -186,8 +192,9 @@ def attack_batches(
     """
     inverter = GradientInversion(attack)
     inverter = inverter if iterations is None else inverter.replace(iterations=iterations)
-    clients, protocol = draw_clients(data, batch_size, images, seed), FedSGD(batch_size, batch_norm="eval")
-    payload = Payload.of(attacked_network(model, data, seed)).to(device)
+    clients = draw_clients(data, batch_size, images, seed) if clients is None else list(clients)
+    protocol = FedSGD(batch_size, batch_norm="eval")
+    payload = Payload.of(attacked_network(model, data, seed) if network is None else network).to(device)
     # Each client's images in their own order, so that the n-th attacked image is the same one at every batch size.
     batches = Draw(torch.arange(batch_size).expand(len(clients), 1, -1))
     updates = respond(clients, payload, protocol, batches=batches)

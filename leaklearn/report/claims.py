@@ -6,8 +6,9 @@ from functools import partial
 
 import pandas as pd
 
+from leaklearn.experiments.quality_groups import MEASURES
 from leaklearn.paths import REPOSITORY, Paths
-from leaklearn.report import inversion_rules, paper, rules
+from leaklearn.report import inversion_rules, learning_rules, paper, rules, trend_rules
 from leaklearn.report.rules import NOT_RUN, Finding
 
 COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
@@ -21,6 +22,11 @@ RULES: dict[str, tuple[str, Rule]] = {
     "C2": ("gi_quality", inversion_rules.quality_falls),
     "C3": ("gi_cost", inversion_rules.cost),
     "C4": ("lll_leakage", rules.closed_form),
+    "C5": ("quality_groups", learning_rules.poor_help),
+    "C6": ("semi_supervised", learning_rules.recovered),
+    "C7": ("initialisation", learning_rules.improved),
+    "C8": ("fedavg", learning_rules.local_steps),
+    "C9": ("quality_trends", trend_rules.quality_drivers),
     "P1": ("training", partial(rules.accuracy_number, number="P1")),
     "P2": ("training", partial(rules.accuracy_number, number="P2")),
     "P3": ("training", partial(rules.accuracy_number, number="P3")),
@@ -34,6 +40,21 @@ NEEDED = {
     "lll_leakage": {"dataset", "seed", *rules.SETTING, "leak_rate", "expected_leak_rate"},
     "gi_quality": {"dataset", "seed", "model", "attack", "batch_size", "psnr"},
     "gi_cost": {"dataset", "seed", "model", "attack", "batch_size", "device", "iterations", "days_for_50k"},
+    "quality_groups": {"dataset", "seed", "measure", "group", "labels", *MEASURES, "accuracy"},
+    "semi_supervised": {"dataset", "seed", "method", "labels_per_class", "accuracy"},
+    "fedavg": {
+        "dataset",
+        "seed",
+        "attack",
+        "local_steps",
+        "local_epochs",
+        "leak_rate",
+        "expected_leak_rate",
+        "psnr",
+        "accuracy",
+    },
+    "quality_trends": {"dataset", "seed", "factor", "value", "psnr"},
+    "initialisation": {"dataset", "seed", "start", "leaked_images", "accuracy"},
 }
 
 

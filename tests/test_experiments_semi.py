@@ -1,0 +1,138 @@
+"""The comparison of notebook 05: who is labelled, what each learner sees, the verdict on claim C6, and its figures."""
+
+import io
+
+import pandas as pd
+import pytest
+import torch
+from tiny import image_set
+
+from leaklearn.data import load
+from leaklearn.data.images import Dataset
+from leaklearn.data.views import Views
+from leaklearn.experiments import semi_supervised
+from leaklearn.experiments.semi_supervised import compare_labelling, label_by_hand
+from leaklearn.experiments.sources import FederationSettings
+from leaklearn.learning import Recipe
+from leaklearn.learning.semi_recipe import SemiRecipe
+from leaklearn.report.claims import judge
+from leaklearn.report.learning_rules import recovered
+from leaklearn.report.semi_supervised import course_chart, labels_chart, views_grid
+
+SMALL = FederationSettings(clients=4, images_per_client=8, local_steps=1)
+SHORT = SemiRecipe(steps=2, batch_size=4, ratio=2, views=Views(pad=1, flip=False, cutout=2))
+
+
+def test_labelled_images_are_the_first_of_a_random_order_of_each_class():
+    labels = torch.tensor([0, 1, -1, 0, 1, 0, 1, 0, 2, 2, 2])
+    chosen = label_by_hand(labels, 3, 3, seed=0)
+    assert chosen.shape == (3, 3)
+    assert all((labels[row] == label).all() for label, row in enumerate(chosen))
+    assert len(chosen.unique()) == 9
+    assert torch.equal(chosen[:, :1], label_by_hand(labels, 1, 3, seed=0))  # more labels contain the fewer
+    assert not torch.equal(chosen, label_by_hand(labels, 3, 3, seed=1))
+    with pytest.raises(ValueError, match="only 3 images of class 1"):
+        label_by_hand(labels, 4, 3, seed=0)
+
+
+def test_comparison_trains_each_way_on_what_leaked(monkeypatch):
+    data, seen = load("mnist5k"), []
+
+    def spy(network, few, many, **options):
+        seen.append((few, many, options["method"]))
+        return real(network, few, many, **options)
+
+    real = semi_supervised.train_semi_supervised
+    monkeypatch.setattr(semi_supervised, "train_semi_supervised", spy)
+    options = {"fc_factor": 4.0, "recipe": SHORT, "supervised": Recipe(batch_size=8), "width": 4, "progress": False}
+    settings = FederationSettings(clients=12, images_per_client=32, local_steps=2)
+    found = compare_labelling(data, settings, labels_per_class=[1, 3], seeds=[0, 1], **options)
+    table = found.table
+    assert len(table) == 2 * (2 * 3 + 1)
+    assert table["accuracy"].between(0, 1).all()
+    assert table.loc[table["method"] == "all_labels", "labels_per_class"].isna().all()
+    leaked = len(found.leak)
+    assert 150 < leaked < 12 * 32
+    for few, many, _ in seen:
+        assert many.shape[1:] == (1, 28, 28)
+        assert few.labels.bincount(minlength=10).unique().tolist() in ([1], [3])
+    assert {method for *_, method in seen} == {"fixmatch", "comatch"}
+    assert set(table.loc[table["method"] == "comatch", "unlabelled"]) >= {leaked}
+    assert len(found.history) == 2 * 2 * 2 * 2
+    again = compare_labelling(data, settings, labels_per_class=[1, 3], seeds=[1], methods=["comatch"], **options)
+    keys = ["method", "labels_per_class", "accuracy"]
+    mine = table[(table["seed"] == 1) & (table["method"] != "fixmatch")]
+    pd.testing.assert_frame_equal(again.table[keys], mine[keys].reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ["mixmatch"]}, "mixmatch"),
+        ({"labels_per_class": [0]}, "at least one label"),
+        ({"labels_per_class": []}, "at least one label"),
+        ({"settings": FederationSettings(clients=400)}, "take fewer clients"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_work(changes, message, monkeypatch):
+    monkeypatch.setattr(semi_supervised, "attack_round", None)
+    data = Dataset(image_set(64), image_set(20, seed=1))
+    arguments = {"settings": SMALL, "labels_per_class": [1], "methods": ["comatch"], **changes}
+    with pytest.raises(ValueError, match=message):
+        compare_labelling(data, fc_factor=4.0, recipe=SHORT, supervised=Recipe(), seeds=[0], **arguments)
+
+
+def accuracies(seeds=3, noise=0.004, **by_method):
+    """Rows of semi_supervised; `comatch=(0.6, 0.9)` are accuracies at 1 and 4 labels a class."""
+    rows = []
+    for method, values in by_method.items():
+        for labels, value in zip((1.0, 4.0), values, strict=True):
+            for seed in range(seeds):
+                about = {"dataset": "cifar10", "seed": seed, "method": method, "labels_per_class": labels}
+                rows.append(about | {"accuracy": value + noise * (seed - 1)})
+    rows += [{"dataset": "cifar10", "seed": s, "method": "all_labels", "accuracy": 0.95} for s in range(seeds)]
+    return pd.DataFrame(rows)
+
+
+ALONE = {"labelled_only": (0.45, 0.75)}
+
+
+@pytest.mark.parametrize(
+    ("comatch", "verdict", "measured"),
+    [((0.90, 0.93), "reproduced", 90), ((0.55, 0.93), "partly", 20), ((0.50, 0.79), "not reproduced", 10)],
+)
+def test_verdict_on_c6(comatch, verdict, measured):
+    (found,) = recovered(accuracies(**ALONE, comatch=comatch))
+    assert found.verdict == verdict
+    assert found.measured == pytest.approx(measured, abs=1)
+    assert "1 labels a class" in found.why
+    claims = judge({"semi_supervised": accuracies(**ALONE, comatch=comatch)}).set_index("claim")
+    assert claims.loc["C6", "verdict"] == verdict
+
+
+def test_too_little_for_c6():
+    (one,) = recovered(accuracies(seeds=1, **ALONE, comatch=(0.90, 0.93)))
+    assert one.verdict == "partly"
+    assert "1 seed" in one.why
+    assert recovered(accuracies(**ALONE))[0].verdict == "not run"
+    (no_gap,) = recovered(accuracies(labelled_only=(0.97, 0.97), comatch=(0.98, 0.98)))
+    assert no_gap.verdict == "not run"
+
+
+def test_charts_draw_what_the_table_says():
+    table = accuracies(**ALONE, fixmatch=(0.7, 0.9), comatch=(0.8, 0.92))
+    fig = labels_chart(table)
+    (ax,) = fig.axes
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    assert lines["CoMatch"].get_ydata().tolist() == pytest.approx([80, 92])
+    assert lines["the leak with all labels"].get_ydata()[0] == pytest.approx(95)
+    history = pd.concat(
+        table[table["method"] == method].assign(step=step, test_accuracy=0.1 * step)
+        for method in ("fixmatch", "comatch") for step in (1, 2)
+    )  # fmt: skip
+    panels = course_chart(history).axes
+    assert [ax.get_title() for ax in panels] == ["1 labels a class", "4 labels a class"]
+    grid = views_grid(image_set(5).images, Views(pad=1, flip=False, cutout=4))
+    assert sum(bool(ax.images) for ax in grid.axes) == 20
+    for each in (fig, grid):
+        each.savefig(io.BytesIO())
