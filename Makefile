@@ -54,6 +54,8 @@ pictures:  ## renew the README's pictures from the results of the laptop preset
 	@cp outputs/laptop/01_gradient_inversion/fig_reconstructions.png docs/reconstructions.png
 	@cp outputs/laptop/02_linear_layer_leakage/fig_leak_rate.png docs/leak_rate.png
 	@cp outputs/laptop/03_training_on_leaked_data/fig_accuracy.png docs/accuracy.png
+	@cp outputs/laptop/05_semi_supervised/fig_accuracy.png docs/labels.png
+	@cp outputs/laptop/08_quality_trends/fig_inversion.png docs/trends.png
 
 clean:  ## remove caches and results (not outputs/paper, not .venv)
 	@test ! -d outputs || find outputs -mindepth 1 -maxdepth 1 ! -name paper -exec rm -rf {} +
