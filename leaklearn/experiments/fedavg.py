@@ -144,8 +144,7 @@ def attack_beside(
     ValueError
         For rounds that the federation does not have, or too few images; before anything is computed.
     """
-    if not trained_after or min(trained_after) < 1 or max(trained_after) > settings.rounds:
-        raise ValueError(f"trained_after is {list(trained_after)}; rounds from 1 to {settings.rounds} are meant")
+    check_rounds(trained_after, settings)
     attack = replace(settings, clients=settings.clients_per_round).attack(fc_factor)
     settings.attack(fc_factor).check(data.train)
     tables = []
@@ -182,6 +181,12 @@ def attack_beside(
         tables.append(history.assign(dataset=data.name, seed=seed))
     columns = ["dataset", "seed", "round", "federated", "leaked_images", "leaked"]
     return pd.concat(tables, ignore_index=True)[columns]
+
+
+def check_rounds(trained_after: Sequence[int], settings: FederationSettings) -> None:
+    """Raise a ValueError if these are not rounds of the federation."""
+    if not trained_after or min(trained_after) < 1 or max(trained_after) > settings.rounds:
+        raise ValueError(f"trained_after is {list(trained_after)}; rounds from 1 to {settings.rounds} are meant")
 
 
 def federation_rows(rounds: pd.DataFrame, settings: FederationSettings) -> pd.DataFrame:
