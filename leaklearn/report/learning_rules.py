@@ -8,6 +8,7 @@ from __future__ import annotations
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, interval
+from leaklearn.experiments.fedavg import NO_ATTACK
 from leaklearn.experiments.quality_groups import rank_correlations
 from leaklearn.report.rules import (
     CLOSE,
@@ -150,7 +151,7 @@ def _what_leaks(dataset: str, frame: pd.DataFrame) -> Finding:
     rates = loki.groupby("local_steps")["leak_rate"].mean()
     why = f"LOKI leaks {100 * rates.iloc[0]:.1f} % at {rates.index[0]} local steps, "
     why += f"{100 * rates.iloc[-1]:.1f} % at {rates.index[-1]}; farthest from the closed form {far.mean:+.2f} points"
-    single = frame[~frame["attack"].isin(["loki", "none"]) & (frame["local_epochs"] == 1)]
+    single = frame[~frame["attack"].isin(["loki", NO_ATTACK]) & (frame["local_epochs"] == 1)]
     psnr = single.groupby("local_steps")["psnr"].mean()
     if len(psnr) > 1:
         why += f"; gradient inversion falls from {psnr.iloc[0]:.1f} dB at {psnr.index[0]} to {psnr.iloc[-1]:.1f} dB at "
@@ -162,7 +163,7 @@ def _what_leaks(dataset: str, frame: pd.DataFrame) -> Finding:
 
 
 def _leak_worth(dataset: str, frame: pd.DataFrame) -> Finding:
-    detail, itself = "what it is worth", frame[frame["attack"] == "none"].set_index("seed")["accuracy"]
+    detail, itself = "what it is worth", frame[frame["attack"] == NO_ATTACK].set_index("seed")["accuracy"]
     loki = frame[(frame["attack"] == "loki") & (frame["local_epochs"] == 1)]
     if itself.empty or loki.empty:
         return Finding(dataset, NOT_RUN, "the table fedavg needs LOKI's leak and the federation itself", detail=detail)
