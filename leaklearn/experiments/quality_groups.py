@@ -21,7 +21,7 @@ from leaklearn.evaluation.perceptual import network_distances
 from leaklearn.evaluation.worth import equivalent_size
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.federated import Client, make_clients
-from leaklearn.leaks import Leak
+from leaklearn.leaks import Leak, merge
 from leaklearn.learning import Recipe, train
 from leaklearn.models import build
 
@@ -167,9 +167,7 @@ def grade(
         about = {"attack": name, "perceptual": perceptual.cpu().numpy(), "feature": feature.cpu().numpy()}
         frames.append(found[["psnr", "ssim"]].reset_index(drop=True).assign(**about))
         leaks.append(leak)
-    columns = {n: torch.cat([getattr(each, n) for each in leaks])
-               for n in ("images", "confidence", "client", "round", "bin", "labels")}  # fmt: skip
-    return Graded(Leak(**columns), pd.concat(frames, ignore_index=True))
+    return Graded(merge(leaks), pd.concat(frames, ignore_index=True))
 
 
 def trainings(graded: Graded, groups: int, classes: int, seed: int) -> list[tuple[dict[str, str], Tensor, Tensor]]:

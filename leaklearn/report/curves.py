@@ -10,7 +10,16 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLoc
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.report.paper import ACCURACY, DATASET
-from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR, axes_or_new, band, error_bars, reference_line
+from leaklearn.report.style import (
+    COLOURS,
+    PALETTE,
+    PAPER_COLOUR,
+    axes_or_new,
+    band,
+    error_bars,
+    reference_line,
+    seed_band,
+)
 
 NAMES = {
     "trap_weights": "trap weights",
@@ -133,11 +142,8 @@ def rounds_chart(rounds: pd.DataFrame, table: pd.DataFrame) -> Figure:
     names = list(rounds["dataset"].unique())
     fig, axes = plt.subplots(1, len(names), figsize=(6.4 * len(names) ** 0.7, 4), squeeze=False)
     for ax, name in zip(axes[0], names, strict=True):
-        mean = summarise(
-            rounds[rounds["dataset"] == name].assign(accuracy=lambda r: 100 * r["accuracy"]), "round", "accuracy"
-        )
-        ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
-        band(mean["round"], mean["mean"], *ends, label=NAMES["fedavg"], color=COLOURS["fedavg"], ax=ax)
+        mine = rounds[rounds["dataset"] == name].assign(accuracy=lambda r: 100 * r["accuracy"])
+        seed_band(mine, "round", "accuracy", label=NAMES["fedavg"], color=COLOURS["fedavg"], ax=ax)
         for source in ("gi", "lll", "centralised"):
             values = table.loc[(table["dataset"] == name) & (table["source"] == source), "accuracy"]
             if len(values):

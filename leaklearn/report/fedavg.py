@@ -6,11 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.experiments.fedavg import NO_ATTACK
-from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR, band, error_bars
+from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR, error_bars, log_axis, seed_band
 
 ATTACKS = {
     "loki": ("linear layer leakage (LOKI)", COLOURS["lll"], "o"),
@@ -48,7 +48,7 @@ def local_work_chart(table: pd.DataFrame) -> Figure:
         titles = (f"{name}: how much leaks?", "How good is it?", "What is it worth?")
         labels = ("attacked images that leaked (20 dB)", "PSNR (dB)", "test accuracy, trained on the leak")
         for ax, title, label in zip(axes, titles, labels, strict=True):
-            _log_axis(ax, sorted(mine["local_steps"].unique()))
+            log_axis(ax, sorted(mine["local_steps"].unique()))
             ax.set_xlabel("local SGD steps in the round")
             ax.set_title(title)
             ax.set_ylabel(label)
@@ -66,24 +66,16 @@ def local_work_chart(table: pd.DataFrame) -> Figure:
 def _curve(ax: Axes, rows: pd.DataFrame, attack: str, measure: str) -> None:
     name, colour, marker = ATTACKS.get(attack, (f"gradient inversion ({attack})", COLOURS["gi"], "s"))
     for epochs, mine in rows.groupby("local_epochs"):
-        mean = summarise(mine, "local_steps", measure).sort_values("local_steps")
-        ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
         if epochs == 1:
-            band(mean["local_steps"], mean["mean"], *ends, label=name, color=colour, ax=ax)
-            ax.lines[-1].set(marker=marker)
+            seed_band(mine, "local_steps", measure, label=name, color=colour, ax=ax, marker=marker)
         else:
+            mean = summarise(mine, "local_steps", measure).sort_values("local_steps")
+            ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
             # A little to the right, where the same number of steps was made in one epoch.
             places = mean["local_steps"] * 1.15
             look = {"markerfacecolor": "white", "markersize": 7}
             error_bars(places, mean["mean"], *ends, color=colour, marker="none", ax=ax)
             ax.plot(places, mean["mean"], marker, color=colour, label=f"{name}, {epochs} epochs", **look)
-
-
-def _log_axis(ax: Axes, steps: list[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(steps))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"{step:g}" for step in steps]))
-    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def beside_chart(rounds: pd.DataFrame) -> Figure:
@@ -103,17 +95,16 @@ def beside_chart(rounds: pd.DataFrame) -> Figure:
         )
         for column, label, colour in lines:
             rows = mine.dropna(subset=[column])
-            mean = summarise(rows.assign(**{column: 100 * rows[column]}), "round", column).sort_values("round")
-            ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
-            band(mean["round"], mean["mean"], *ends, label=label, color=colour, ax=ax)
-            ax.lines[-1].set(marker="o" if column == "leaked" else "")
+            rows = rows.assign(**{column: 100 * rows[column]})
+            marker = "o" if column == "leaked" else ""
+            seed_band(rows, "round", column, label=label, color=colour, ax=ax, marker=marker)
         images = mine.dropna(subset=["leaked"]).groupby("round").agg({"leaked_images": "mean", "leaked": "mean"})
         for number, row in images.iterrows():
             text, place = f"{row['leaked_images']:,.0f}", (number, 100 * row["leaked"])
             ax.annotate(text, place, (0, 8), textcoords="offset points", ha="center", fontsize=9)
         ax.plot([], [], " ", label="numbers: different images leaked by then")
         ax.set_ylim(0, 106)
-        _log_axis(ax, [2**i for i in range(int(mine["round"].max()).bit_length())])
+        log_axis(ax, [2**i for i in range(int(mine["round"].max()).bit_length())])
         ax.set_xlabel("round")
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: who learns faster, the federation or its attacker?")

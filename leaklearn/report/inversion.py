@@ -6,12 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from leaklearn.evaluation.statistics import summarise
 from leaklearn.report.inversion_rules import curve_columns
 from leaklearn.report.paper import DATASET, DAYS, PSNR
-from leaklearn.report.style import PALETTE, PAPER_COLOUR, band, reference_line
+from leaklearn.report.style import PALETTE, PAPER_COLOUR, log_axis, reference_line, seed_band
 
 MODELS = {"lenet": "LeNet", "convnet": "ConvNet", "resnet18": "ResNet-18"}
 MODELS |= {"convnet-relu": "ReLU ConvNet", "convnet-gelu": "GELU ConvNet"}
@@ -116,7 +115,7 @@ def label_chart(labels_table: pd.DataFrame) -> Figure:
             for method, mine in table.groupby("method", sort=False):
                 place = methods.index(method)
                 look = {"color": _colour(place), "marker": MARKERS[place % len(MARKERS)]}
-                _band(ax, mine, "batch_size", "label_accuracy", METHODS.get(method, str(method)), **look)
+                seed_band(mine, "batch_size", "label_accuracy", label=METHODS.get(method, str(method)), ax=ax, **look)
             _batch_axis(ax, labels_table)
             ax.set_ylim(0, 1.03)
             ax.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -177,16 +176,8 @@ def _curves(ax: Axes, table: pd.DataFrame, measure: str, everything: pd.DataFram
         look = {"marker": MARKERS[place % len(MARKERS)], "linestyle": DASHES[place % len(DASHES)]}
         label = f"{MODELS.get(model, model)}, {ATTACKS.get(attack, attack)}"
         label += f", {names[2]:,} iterations" if len(names) > 2 else ""
-        _band(ax, mine, "batch_size", measure, label, color=_colour(models.index(model)), **look)
+        seed_band(mine, "batch_size", measure, label=label, color=_colour(models.index(model)), ax=ax, **look)
     _batch_axis(ax, table)
-
-
-def _band(ax: Axes, table: pd.DataFrame, x: str, measure: str, label: str, **look: str) -> None:
-    """`band` of a measure's mean and interval over seeds, with its own marker and line."""
-    mean = summarise(table, x, measure).sort_values(x)
-    ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
-    band(mean[x], mean["mean"], *ends, label=label, color=look["color"], ax=ax)
-    ax.lines[-1].set(marker=look["marker"], linestyle=look.get("linestyle", "-"))
 
 
 def _legend(fig: Figure) -> None:
@@ -204,11 +195,7 @@ def _device(name: str) -> str:
 
 
 def _batch_axis(ax: Axes, table: pd.DataFrame) -> None:
-    sizes = sorted(table["batch_size"].unique())
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(sizes))
-    ax.xaxis.set_major_formatter(FixedFormatter([f"{size:g}" for size in sizes]))
-    ax.xaxis.set_minor_locator(NullLocator())
+    log_axis(ax, sorted(table["batch_size"].unique()))
     ax.set_xlabel("images in the batch")
 
 

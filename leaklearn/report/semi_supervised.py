@@ -5,14 +5,12 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from torch import Generator, Tensor
 
 from leaklearn.data.views import Views
-from leaklearn.evaluation.statistics import summarise
 from leaklearn.learning.accuracy import as_float
 from leaklearn.report.pictures import labelled_rows
-from leaklearn.report.style import COLOURS, PALETTE, band
+from leaklearn.report.style import COLOURS, PALETTE, log_axis, seed_band
 
 NAMES = {
     "labelled_only": "labelled images alone",
@@ -48,18 +46,13 @@ def labels_chart(table: pd.DataFrame) -> Figure:
         mine = mine.assign(accuracy=100 * mine["accuracy"])
         counts = sorted(mine["labels_per_class"].dropna().unique())
         for method, rows in mine.dropna(subset=["labels_per_class"]).groupby("method", sort=False):
-            mean = summarise(rows, "labels_per_class", "accuracy").sort_values("labels_per_class")
-            ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
             colour = METHOD_COLOURS[method]
-            band(mean["labels_per_class"], mean["mean"], *ends, label=NAMES[method], color=colour, ax=ax)
+            seed_band(rows, "labels_per_class", "accuracy", label=NAMES[method], color=colour, ax=ax)
             ax.plot(rows["labels_per_class"], rows["accuracy"], ".", color=colour, alpha=0.5)
         whole = mine.loc[mine["method"] == "all_labels", "accuracy"]
         if len(whole):
             ax.axhline(whole.mean(), color=METHOD_COLOURS["all_labels"], linestyle="--", label=NAMES["all_labels"])
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(FixedLocator(counts))
-        ax.xaxis.set_major_formatter(FixedFormatter([f"{count:g}" for count in counts]))
-        ax.xaxis.set_minor_locator(NullLocator())
+        log_axis(ax, counts, "g", base=10)
         ax.set_xlabel("images of each class that the attacker labels")
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: what do missing labels cost?")
@@ -98,17 +91,12 @@ def starts_chart(table: pd.DataFrame) -> Figure:
         sizes = sorted(size for size in mine["leaked_images"].unique() if size)
         for start, rows in mine.groupby("start", sort=False):
             colour, trained = START_COLOURS[start], rows[rows["leaked_images"] > 0]
-            mean = summarise(trained, "leaked_images", "accuracy").sort_values("leaked_images")
-            ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
-            band(mean["leaked_images"], mean["mean"], *ends, label=START_NAMES[start], color=colour, ax=ax)
+            seed_band(trained, "leaked_images", "accuracy", label=START_NAMES[start], color=colour, ax=ax)
             itself = rows.loc[rows["leaked_images"] == 0, "accuracy"]
             if len(itself):
                 ax.axhline(itself.mean(), color=colour, linestyle="--", linewidth=1.2)
         ax.plot([], [], "--", color=PALETTE["black"], linewidth=1.2, label="the model that it starts from")
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(FixedLocator(sizes))
-        ax.xaxis.set_major_formatter(FixedFormatter([f"{size:,}" for size in sizes]))
-        ax.xaxis.set_minor_locator(NullLocator())
+        log_axis(ax, sizes, ",", base=10)
         ax.set_xlabel("leaked images")
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: what does a small leak add?")

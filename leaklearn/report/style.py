@@ -3,11 +3,16 @@
 Plot functions here and elsewhere take `ax=None`, draw, and return the axes; saving is `Run.figure`'s job.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
+
+from leaklearn.evaluation.statistics import summarise
 
 STYLE_FILE = Path(__file__).with_name("leaklearn.mplstyle")
 
@@ -89,6 +94,35 @@ def band(
     (line,) = ax.plot(x, mean, marker="o", color=color, label=label or None)
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
     return ax
+
+
+def seed_band(
+    rows: pd.DataFrame,
+    x: str,
+    measure: str,
+    *,
+    label: str = "",
+    color: str | None = None,
+    ax: Axes | None = None,
+    **look: str,
+) -> Axes:
+    """`band` of a measure's mean and 95 % interval over the rows of each `x`, which are its seeds.
+
+    `look` sets marker and line of the curve; one seed has no interval.
+    """
+    mean = summarise(rows, x, measure).sort_values(x)
+    ends = [mean[end].fillna(mean["mean"]) for end in ("low", "high")]
+    ax = band(mean[x], mean["mean"], *ends, label=label, color=color, ax=ax)
+    ax.lines[-1].set(**look)
+    return ax
+
+
+def log_axis(ax: Axes, values: Sequence[float], form: str = "g", base: int = 2) -> None:
+    """A logarithmic x axis with a tick, written by the format `form`, at each of the values and nowhere else."""
+    ax.set_xscale("log", base=base)
+    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_major_formatter(FixedFormatter([format(value, form) for value in values]))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def error_bars(
