@@ -2,7 +2,7 @@
 
 import io
 from itertools import pairwise
-from math import inf, log
+from math import inf, isnan, log, nan
 
 import pandas as pd
 import pytest
@@ -11,15 +11,23 @@ from tiny import image_set
 
 from leaklearn.data.images import Dataset
 from leaklearn.evaluation.perceptual import network_distances
+from leaklearn.evaluation.statistics import interval
 from leaklearn.evaluation.worth import equivalent_size, equivalent_sizes
 from leaklearn.experiments.harvest import InversionSettings
-from leaklearn.experiments.quality_groups import MEASURES, Graded, compare_groups, rank_correlations, trainings
+from leaklearn.experiments.quality_groups import (
+    MEASURES,
+    Graded,
+    compare_groups,
+    rank_correlations,
+    trainings,
+    worth_in_clean_images,
+)
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe
 from leaklearn.models import build
 from leaklearn.report.claims import judge
 from leaklearn.report.learning_rules import poor_help
-from leaklearn.report.quality import correlation_chart, groups_chart, mixtures_chart
+from leaklearn.report.quality import correlation_chart, groups_chart, mixtures_chart, worth_chart
 
 
 def rungs(seed=0, **accuracy):
@@ -41,12 +49,31 @@ def test_equivalent_size_by_hand():
         equivalent_size(rungs(n10=0.5), 0.4)
 
 
-def test_equivalent_sizes_pair_seeds():
-    ladder = pd.concat([rungs(0, n10=0.5, n1000=0.9), rungs(1, n10=0.6, n1000=0.8)])
-    leaks = pd.DataFrame({"seed": [0, 1], "accuracy": [0.7, 0.7]})
+def test_equivalent_sizes_by_hand():
+    """Straight ladders of one slope: the gap at n is a_s - n's accuracy, so the interval's ends can be solved for."""
+    ladder = pd.concat([rungs(s, n10=0.5 + d, n1000=0.9 + d) for s, d in ((0, 0.0), (1, 0.02), (2, -0.02))])
+    leaks = pd.DataFrame({"seed": [0, 1, 2], "accuracy": [0.71, 0.71, 0.68]})
+    gaps = interval([0.71 - 0.7, 0.71 - 0.72, 0.68 - 0.68])  # at 100 images; 0.2 more for ten times as many
     found = equivalent_sizes(ladder, leaks)
     assert found.mean == pytest.approx(100)
-    assert found.n == 2
+    assert found.low == pytest.approx(10 ** (2 + gaps.low / 0.2), rel=0.03)
+    assert found.high == pytest.approx(10 ** (2 + gaps.high / 0.2), rel=0.03)
+    assert found.n == 3
+
+
+def test_equivalent_sizes_beyond_the_ladder():
+    ladder = pd.concat([rungs(s, n10=0.5 + s / 1000, n1000=0.9 + s / 1000) for s in range(3)])
+    above = equivalent_sizes(ladder, pd.DataFrame({"seed": range(3), "accuracy": [0.95, 0.951, 0.952]}))
+    assert (above.low, above.mean, above.high) == (pytest.approx(1000), inf, inf)
+    below = equivalent_sizes(ladder, pd.DataFrame({"seed": range(3), "accuracy": [0.1, 0.1, 0.1]}))
+    assert (below.low, below.mean, below.high) == (0, 0, pytest.approx(10))
+    vague = equivalent_sizes(ladder, pd.DataFrame({"seed": range(3), "accuracy": [0.2, 0.7, 1.0]}))
+    assert (vague.low, vague.high) == (0, inf)
+    one = equivalent_sizes(ladder, pd.DataFrame({"seed": [1], "accuracy": [0.701]}))
+    assert one.mean == pytest.approx(100)
+    assert isnan(one.low)
+    with pytest.raises(ValueError, match="no ladder for seed 7"):
+        equivalent_sizes(ladder, pd.DataFrame({"seed": [7], "accuracy": [0.7]}))
 
 
 def test_network_distances_layer_by_layer():
@@ -175,6 +202,13 @@ def test_charts():
     ladder = pd.DataFrame(
         [{"dataset": "mnist5k", "seed": s, "images": n, "accuracy": 0.1 * log(n)} for s in range(3) for n in (10, 100)]
     )
+    worth = worth_in_clean_images(table, ladder)
+    assert list(worth["group"]) == ["1", "2", "3", "4", "3-4", "2-4", "1-4"]
+    best = worth.set_index("group").loc["1-4"]  # every seed's accuracy lies above the ladder, which ends at 0.46
+    assert (best["equivalent_images"], best["high"]) == (inf, inf)
+    assert best["low"] == pytest.approx(100)
     for fig in (groups_chart(table), mixtures_chart(table), correlation_chart(rank_correlations(table))):
         fig.savefig(io.BytesIO())
-    assert len(ladder) == 6
+    ax = worth_chart(worth, ladder).axes[0]
+    assert {"group 1 (1 dB)", "groups 1-4"} <= {text.get_text() for text in ax.get_yticklabels()}
+    assert worth_chart(worth.assign(low=nan, high=nan), ladder) is not None  # one seed

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from leaklearn.data.images import Dataset
 from leaklearn.evaluation.perceptual import network_distances
-from leaklearn.evaluation.worth import equivalent_size
+from leaklearn.evaluation.worth import equivalent_size, equivalent_sizes
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.federated import Client, make_clients
 from leaklearn.leaks import Leak, merge
@@ -219,4 +219,23 @@ def rank_correlations(quality_groups: pd.DataFrame) -> pd.DataFrame:
         for measure, more_is_better in MEASURES.items():
             value = mine[measure].corr(mine["accuracy"], method="spearman") * (1 if more_is_better else -1)
             rows.append({"dataset": dataset, "seed": seed, "measure": measure, "correlation": value})
+    return pd.DataFrame(rows)
+
+
+def worth_in_clean_images(quality_groups: pd.DataFrame, ladder: pd.DataFrame) -> pd.DataFrame:
+    """Data-equivalent size of each group by PSNR and of their mixtures, with right labels, over seeds.
+
+    Returns
+    -------
+    DataFrame
+        dataset, group, images (trained on), psnr (dB), accuracy (0..1), equivalent_images, low, high (its 95 %
+        interval, `equivalent_sizes`) and utility: clean images that one reconstruction is worth.
+    """
+    mine = quality_groups[(quality_groups["measure"] == "psnr") & (quality_groups["labels"] == "right")]
+    rows = []
+    for (dataset, group), runs in mine.groupby(["dataset", "group"], sort=False):
+        size = equivalent_sizes(ladder[ladder["dataset"] == dataset], runs)
+        means = runs[["images", "psnr", "accuracy"]].mean().to_dict()
+        found = {"equivalent_images": size.mean, "low": size.low, "high": size.high}
+        rows.append({"dataset": dataset, "group": group, **means, **found, "utility": size.mean / means["images"]})
     return pd.DataFrame(rows)

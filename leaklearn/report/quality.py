@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from leaklearn.evaluation.statistics import summarise
-from leaklearn.report.style import PALETTE, error_bars
+from leaklearn.report.style import PALETTE, error_bars, log_axis
 
 NAMES = {"psnr": "PSNR", "ssim": "SSIM", "perceptual": "perceptual distance", "feature": "feature distance"}
 COLOURS = {
@@ -68,6 +68,45 @@ def mixtures_chart(table: pd.DataFrame) -> Figure:
         ax.set_xticks(range(len(order)), ticks)
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: do poor reconstructions help?")
+        ax.legend(loc="best")
+    return fig
+
+
+def worth_chart(worth: pd.DataFrame, ladder: pd.DataFrame) -> Figure:
+    """Data-equivalent size of groups and mixtures with intervals; arrows where the ladder of clean images ends.
+
+    Parameters
+    ----------
+    worth
+        `leaklearn.experiments.quality_groups.worth_in_clean_images`.
+    ladder
+        Its rungs bound what can be known.
+    """
+    names = list(worth["dataset"].unique())
+    height = 1.5 + 0.42 * worth.groupby("dataset").size().max()
+    fig, axes = plt.subplots(1, len(names), figsize=(6.8 * len(names) ** 0.7, height), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        rows = worth[worth["dataset"] == name].sort_values(["images", "group"])
+        words = "worth, with its 95 % interval" if rows["low"].notna().any() else "worth"
+        least, most = (getattr(ladder.loc[ladder["dataset"] == name, "images"], end)() for end in ("min", "max"))
+        for place, row in enumerate(rows.itertuples()):
+            low, mean, high = (min(max(value, least), most) for value in (row.low, row.equivalent_images, row.high))
+            if row.low == row.low:  # NaN from one seed
+                ax.plot([low, high], [place] * 2, color=PALETTE["blue"], alpha=0.5, linewidth=5, solid_capstyle="butt")
+            ax.plot(mean, place, "o", color=PALETTE["blue"], label=words * (place == 0))
+            ax.plot(
+                row.images, place, "|", color="0.25", markersize=13, label="number of reconstructions" * (place == 0)
+            )
+            for end, value, arrow in ((least, row.low, "<"), (most, row.high, ">")):
+                if value in (0, float("inf")):
+                    ax.plot(end, place, arrow, color=PALETTE["blue"], alpha=0.5)
+        texts = [f"group {row.group}" + f" ({row.psnr:.0f} dB)" * ("-" not in row.group) for row in rows.itertuples()]
+        ax.set_yticks(range(len(rows)), [text.replace("group", "groups") if "-" in text else text for text in texts])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        log_axis(ax, sorted(ladder.loc[ladder["dataset"] == name, "images"].unique()), ",g", base=10)
+        ax.set_xlim(least / 1.3, most * 1.3)
+        ax.set_xlabel("clean images that train to the same accuracy")
+        ax.set_title(f"{name}: what reconstructions are worth in clean images")
         ax.legend(loc="best")
     return fig
 
