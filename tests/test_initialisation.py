@@ -10,7 +10,7 @@ from tiny import image_set
 
 from leaklearn.data.images import Dataset
 from leaklearn.experiments import initialisation
-from leaklearn.experiments.initialisation import Tuning, compare_starts, fine_tune, first_gain
+from leaklearn.experiments.initialisation import Tuning, compare_starts, fine_tune, first_gain, held_back
 from leaklearn.experiments.sources import FederationSettings
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
@@ -59,7 +59,7 @@ def test_the_choice_is_made_on_the_leak_alone_and_the_winner_sees_all_of_it(trai
         return real(model, data, **options)
 
     monkeypatch.setattr(initialisation, "train", spy)
-    _, chosen = tune(blank, leak, Tuning(rates=(1e-6, 0.1), validation=0.25, steps=30), test)
+    _, chosen = tune(blank, leak, Tuning(rates=(1e-6, 0.1), validation=0.25, judged=5, steps=30), test)
     *tried, last = seen
     assert [(size, rate, frozen) for size, _, rate, frozen in tried] == [
         (15, 1e-6, True), (15, 1e-6, False), (15, 0.1, True), (15, 0.1, False)
@@ -77,14 +77,26 @@ def test_validation_is_on_what_the_model_has_not_seen(trained, monkeypatch):
 
     def spy(model, data, **options):
         seen.append((data.client.tolist(), options["test"]))
+        assert not set(data.client.tolist()) & set(getattr(options["test"], "client", torch.tensor([])).tolist())
         return real(model, data, **options)
 
     monkeypatch.setattr(initialisation, "train", spy)
     blank, new = build("convnet", test, width=4, seed=5), torch.arange(20) >= 16
     tune(blank, leak, Tuning(rates=(0.1,), freeze=("nothing",), validation=0.5, steps=20), test, new)
-    learned, held = seen[0]
-    assert held.client.tolist() == [16, 17, 18, 19]  # half was wanted, four are new
-    assert learned == list(range(16))
+    *tried, last = seen
+    assert [held.client.tolist() for _, held in tried] == [[16, 17], [18, 19]]  # half of the new, then the other half
+    assert [learned for learned, _ in tried] == [[*range(16), 18, 19], list(range(18))]
+    assert last[0] == list(range(20))
+
+
+def test_parts_that_judge():
+    new = torch.arange(100) >= 40
+    parts = held_back(new, Tuning(validation=0.3, judged=30))
+    assert [part.tolist() for part in parts] == [list(range(40, 58)), list(range(58, 76))]
+    assert len(held_back(new, Tuning(validation=0.3, judged=500))) == 3  # all have judged that fill a part
+    assert len(held_back(new, Tuning(validation=0.3, judged=1))) == 1
+    (one,) = held_back(torch.ones(2, dtype=torch.bool), Tuning(validation=0.9, judged=1))
+    assert len(one) == 1  # something is left to learn from
 
 
 def test_newcomers_leak_but_do_not_train(monkeypatch):
@@ -139,7 +151,13 @@ def test_bad_settings_are_refused_before_any_work(changes, message, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"), [({"rates": ()}, "rates"), ({"freeze": ("head",)}, "freeze"), ({"validation": 1}, "share")]
+    ("changes", "message"),
+    [
+        ({"rates": ()}, "rates"),
+        ({"freeze": ("head",)}, "freeze"),
+        ({"validation": 1}, "share"),
+        ({"judged": 0}, "judged"),
+    ],
 )
 def test_bad_tuning(changes, message):
     with pytest.raises(ValueError, match=message):

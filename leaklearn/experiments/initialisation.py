@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from time import perf_counter
 
 import pandas as pd
@@ -38,7 +39,11 @@ class Tuning:
     freeze : tuple of str
         What is left as it is: ``"nothing"``, or ``"body"``, all but the last layer.
     validation : float
-        Share of the leak, 0..1, that candidates are compared on; the chosen one is then trained on all of it.
+        Share, 0..1, of the leak (of what is new in it) that is held back from a candidate's training and judges it; the
+        chosen candidate is then trained on all of the leak.
+    judged : int
+        Small leaks hold back several such shares in turn, each from a training of its own, until so many images have
+        judged a candidate or all have: a handful tells nothing.
     steps : int
         Batches of each training.
     """
@@ -46,6 +51,7 @@ class Tuning:
     rates: tuple[float, ...] = (0.03, 0.1)
     freeze: tuple[str, ...] = FROZEN
     validation: float = 0.3
+    judged: int = 150
     steps: int = 120
 
     def __post_init__(self) -> None:
@@ -55,6 +61,8 @@ class Tuning:
             raise ValueError(f"freeze is {self.freeze}; choose from {', '.join(FROZEN)}")
         if not 0 < self.validation < 1:
             raise ValueError(f"validation is {self.validation}; it is a share of the leak, between 0 and 1")
+        if self.judged < 1:
+            raise ValueError(f"judged is {self.judged}; at least one image must judge a candidate")
 
 
 def compare_starts(
@@ -176,25 +184,36 @@ def compare_starts(
 def fine_tune(
     model: nn.Module, leak: Leak, tuning: Tuning, recipe: Recipe, new: Tensor, *, seed: int, **common: object
 ) -> tuple[float, dict[str, object]]:
-    """Choose learning rate and freezing on a part of the leak, train on all of it; test accuracy and the choice.
+    """Choose learning rate and freezing on held-back parts of the leak, train on all of it; test accuracy, the choice.
 
-    That part is drawn from the images marked in `new` (N,), which the model has not learned from; without any, from
-    all. The model as it is competes too: where no training beats it there it is kept, learning rate 0.
+    The parts are taken from the images marked in `new` (N,), which the model has not learned from; without any, from
+    all. What is not held back is trained on, new or not. The model as it is competes too: where no training beats it
+    there it is kept, learning rate 0.
     """
-    own = min(max(1, round(tuning.validation * len(leak))), int(new.sum()) or len(leak) - 1)
-    first = torch.cat([new.nonzero().flatten(), (~new).nonzero().flatten()])
-    learn, held = leak[first[own:]], leak[first[:own]]
+    parts = held_back(new if new.any() else ~new, tuning)
     candidates = [(rate, frozen) for frozen in reversed(FROZEN) if frozen in tuning.freeze for rate in tuning.rates]
-    checked = {**common, "test": held}
-    best, chosen = evaluate(model, held), (0.0, "all")
+    best, chosen = sum(len(part) * evaluate(model, leak[part]) for part in parts), (0.0, "all")
     for rate, frozen in sorted(candidates):
-        tuned = _train(model, learn, rate, frozen, tuning.steps, recipe, seed, checked)
-        if tuned.accuracy > best:
-            best, chosen = tuned.accuracy, (rate, frozen)
+        right = 0.0
+        for part in parts:
+            learn = torch.ones(len(leak), dtype=torch.bool).index_fill(0, part, False)
+            checked = {**common, "test": leak[part]}
+            tuned = _train(model, leak[learn], rate, frozen, tuning.steps, recipe, seed, checked)
+            right += len(part) * tuned.accuracy
+        if right > best + 0.5:  # images, so that rounding makes no difference
+            best, chosen = right, (rate, frozen)
     if chosen[0] == 0:
         return evaluate(model, common["test"]), {"lr": 0.0, "freeze": "all"}
     tuned = _train(model, leak, *chosen, tuning.steps, recipe, seed, common)
     return tuned.accuracy, {"lr": chosen[0], "freeze": chosen[1]}
+
+
+def held_back(new: Tensor, tuning: Tuning) -> list[Tensor]:
+    """Positions of the parts that judge a candidate, none in two of them; `new` (N,) bool marks what may be taken."""
+    pool = new.nonzero().flatten()
+    size = min(max(1, round(tuning.validation * len(pool))), len(new) - 1)
+    count = max(1, min(ceil(tuning.judged / size), len(pool) // size))
+    return list(pool.split(size)[:count])
 
 
 def _train(model: nn.Module, leak: Leak, rate: float, frozen: str, steps: int, recipe: Recipe, seed: int, common: dict):
