@@ -157,6 +157,17 @@ def test_fedavg(mnist, method):
     assert right(found, truth) >= 0.9
 
 
+def test_fedavg_with_batch_norm_in_train_mode(mnist):
+    """Four steps that move the running statistics of each client: the counts are found all the same, client by client."""
+    clients = make_clients(mnist.train, 60, seed=0)[:3]
+    payload, protocol = Payload.of(build("convnet", mnist, width=8)), FedAvg(8, 4, 0.01)
+    before = {name: value.clone() for name, value in payload.buffers.items()}
+    found = restore_labels(payload, respond(clients, payload, protocol), public=mnist.test).counts
+    _, labels = gather(clients, draw_batches(clients, protocol).positions)
+    assert found.tolist() == [torch.bincount(mine.flatten(), minlength=10).tolist() for mine in labels]
+    assert all(torch.equal(payload.buffers[name], value) for name, value in before.items())
+
+
 def test_one_local_step_is_a_gradient(mnist):
     payload, updates, _ = attacked(mnist.train, "lenet", FedSGD(8), clients=4)
     delta = {name: -0.1 * value for name, value in updates.tensors.items()}

@@ -50,12 +50,15 @@ class Probes:
             return forward(self.payload, sent, self.images, training).double().unsqueeze(0)
         moved = {n: value + share * changes[n] if n in changes else value for n, value in sent.items()}
         size = sum(value.numel() for value in sent.values()) + VALUES_PER_PIXEL * self.images.numel()
+        # Batch norm in train mode writes into its buffers: under vmap each client needs its own.
+        clients = len(next(iter(changes.values())))
+        buffers = {n: value.expand(clients, *value.shape) for n, value in self.payload.buffers.items()}
         outputs = vmap(
-            lambda parameters: forward(self.payload, parameters, self.images, training),
-            in_dims=({name: 0 if name in changes else None for name in moved},),
+            lambda parameters, buffers: forward(self.payload, parameters, self.images, training, buffers),
+            in_dims=({name: 0 if name in changes else None for name in moved}, 0 if buffers else None),
             chunk_size=max(1, VALUES_AT_ONCE // size),
         )
-        return outputs(moved).double()
+        return outputs(moved, buffers).double()
 
 
 def make_probes(payload: Payload, updates: Updates, public: ImageSet | None = None) -> Probes | None:
@@ -97,11 +100,17 @@ def synthetic_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> 
     return (noise * (0.1 + 0.2 * contrast) + 0.2 + 0.6 * brightness).clamp(0, 1)
 
 
-def forward(payload: Payload, parameters: dict[str, Tensor], images: Tensor, training: bool) -> Tensor:
-    """Logits of a payload's model with these parameters; model and payload are left as they were."""
+def forward(
+    payload: Payload,
+    parameters: dict[str, Tensor],
+    images: Tensor,
+    training: bool,
+    buffers: dict[str, Tensor] | None = None,
+) -> Tensor:
+    """Logits of a payload's model with these parameters, and buffers where given; all is left as it was."""
     model, mode = payload.model, payload.model.training
     model.train(training)
-    buffers = {name: value.clone() for name, value in payload.buffers.items()}
+    buffers = {name: value.clone() for name, value in (buffers or payload.buffers).items()}
     try:
         with torch.no_grad():
             return functional_call(model, (parameters, buffers), (images,))
