@@ -35,6 +35,9 @@ class Leak:
     client, round, bin : Tensor
         (M,) int64: whose update, of which round, and which neuron or dummy image it came from. Client -1: only the
         sum over clients was seen.
+    label_confidence : Tensor or None
+        (M,) float32 in [0, 1], the attacker's own estimate that the label is right, where it was guessed
+        (`leaklearn.attacks.match_labels`); None where labels came another way.
     meta : dict
         What was attacked and how: anything JSON can hold.
 
@@ -51,6 +54,7 @@ class Leak:
     bin: Tensor
     labels: Tensor | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    label_confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != torch.float32:
@@ -58,7 +62,7 @@ class Leak:
                 f"leaked images are (M, C, H, W) float32, not {tuple(self.images.shape)} {self.images.dtype}"
             )
         for name, value in self._columns().items():
-            wanted = torch.float32 if name == "confidence" else torch.int64
+            wanted = torch.float32 if name.endswith("confidence") else torch.int64
             if value.shape != (len(self.images),) or value.dtype != wanted:
                 raise ValueError(
                     f"{name} of a leak of {len(self.images)} images is ({len(self.images)},) {wanted}, "
@@ -67,7 +71,8 @@ class Leak:
 
     def _columns(self) -> dict[str, Tensor]:
         columns = {"confidence": self.confidence, "client": self.client, "round": self.round, "bin": self.bin}
-        return columns if self.labels is None else {**columns, "labels": self.labels}
+        optional = {"labels": self.labels, "label_confidence": self.label_confidence}
+        return columns | {name: value for name, value in optional.items() if value is not None}
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,9 +91,9 @@ class Leak:
         """The same leak on another device."""
         return replace(self, images=self.images.to(device), **{n: v.to(device) for n, v in self._columns().items()})
 
-    def with_labels(self, labels: Tensor) -> Leak:
-        """The same leak with labels (M,) int64, -1 where unknown."""
-        return replace(self, labels=labels)
+    def with_labels(self, labels: Tensor, confidence: Tensor | None = None) -> Leak:
+        """The same leak with labels (M,) int64, -1 where unknown, and how sure they are: (M,) float32, if known."""
+        return replace(self, labels=labels, label_confidence=confidence)
 
     def labelled(self) -> Leak:
         """The images that have a label.
@@ -172,7 +177,8 @@ class Leak:
 def merge(leaks: Sequence[Leak]) -> Leak:
     """All images of several leaks, in order; `meta` keeps each one's.
 
-    Labels stay known where they were: a leak without labels counts as all -1 beside one that has some.
+    Labels stay known where they were: a leak without labels counts as all -1 beside one that has some. Where only some
+    leaks tell how sure their labels are, the others' count as sure (1), and what has no label as 0.
 
     Raises
     ------
@@ -189,9 +195,18 @@ def merge(leaks: Sequence[Leak]) -> Leak:
         labels = torch.cat(
             [leak.labels if leak.labels is not None else torch.full_like(leak.bin, -1) for leak in leaks]
         )
+    sure = None
+    if any(leak.label_confidence is not None for leak in leaks):
+        sure = torch.cat([_label_confidence(leak) for leak in leaks])
     columns = ("images", "confidence", "client", "round", "bin")
     joined = {name: torch.cat([getattr(leak, name) for leak in leaks]) for name in columns}
-    return Leak(**joined, labels=labels, meta={"merged": [leak.meta for leak in leaks]})
+    return Leak(**joined, labels=labels, meta={"merged": [leak.meta for leak in leaks]}, label_confidence=sure)
+
+
+def _label_confidence(leak: Leak) -> Tensor:
+    if leak.label_confidence is not None:
+        return leak.label_confidence
+    return torch.zeros_like(leak.confidence) if leak.labels is None else (leak.labels >= 0).float()
 
 
 def _tensor_file(path: Path) -> Path:

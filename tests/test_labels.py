@@ -158,7 +158,7 @@ def test_fedavg(mnist, method):
 
 
 def test_fedavg_with_batch_norm_in_train_mode(mnist):
-    """Four steps that move the running statistics of each client: the counts are found all the same, client by client."""
+    """Four steps move the running statistics of each client; the counts are found all the same, client by client."""
     clients = make_clients(mnist.train, 60, seed=0)[:3]
     payload, protocol = Payload.of(build("convnet", mnist, width=8)), FedAvg(8, 4, 0.01)
     before = {name: value.clone() for name, value in payload.buffers.items()}

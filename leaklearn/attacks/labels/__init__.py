@@ -1,5 +1,9 @@
-"""Label restoration: which classes a client's images have, and how many of each, from the update of the last layer."""
+"""Label restoration: which classes a client's images have, and how many of each, from the update of the last layer.
 
+Label matching: which leaked image has which label.
+"""
+
+from leaklearn.attacks.labels.matching import MATCHERS, match_by_each, match_labels
 from leaklearn.attacks.labels.restoration import METHODS, RestoredLabels, restore_labels
 
-__all__ = ["METHODS", "RestoredLabels", "restore_labels"]
+__all__ = ["MATCHERS", "METHODS", "RestoredLabels", "match_by_each", "match_labels", "restore_labels"]

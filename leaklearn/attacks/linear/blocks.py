@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from leaklearn.federated.exchange import Payload
 
 
 class LeakyBlock(nn.Module):
@@ -68,11 +72,18 @@ class LeakyBlock(nn.Module):
             self.fc2.weight.copy_((gain * pattern).view(-1, 1).expand(-1, neurons))
             self.fc2.bias.zero_()
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """What fc1 sees: (N, C, H, W) in [0, 1] -> (N, d)."""
+        mapped = images if self.conv is None else F.relu(self.conv(images))
+        return mapped.flatten(1)
+
+    def activation(self, measured: Tensor) -> Tensor:
+        """Of fc1's outputs."""
+        return F.hardtanh(measured, 0.0, 1.0) if self.bounded else F.relu(measured)
+
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> (N, C, H, W)."""
-        mapped = images if self.conv is None else F.relu(self.conv(images))
-        measured = self.fc1(mapped.flatten(1))
-        active = F.hardtanh(measured, 0.0, 1.0) if self.bounded else F.relu(measured)
+        active = self.activation(self.fc1(self.inputs(images)))
         return F.relu(self.fc2(active)).unflatten(1, self.shape)
 
     def extra_repr(self) -> str:
@@ -83,21 +94,58 @@ class LeakyNetwork(nn.Module):
     """A malicious block in front of an honest network.
 
     `head` and `features` are the network's own, so that label attacks find the last layer.
+
+    Parameters
+    ----------
+    block, network
+        The two.
+    skip
+        Add the image itself to what the block makes of it (the connection "addition" of Geiping's `breaching`). All
+        neurons that an image activates still get the same dL/da, for fc2's columns are the same, so images leak as
+        before; but the network now sees the image rather than one number of it, and images differ in its features.
+    feature_scale
+        A constant c that the features are multiplied by before the last layer. A small one keeps the network still
+        through local steps: logits are c W h, so the steps' changes of W and of the layers before each move them by c^2
+        of what they would, while the last layer's update, c sum (p - y) h^T, tells as much as before. All gradients of
+        the malicious layers are c of what they would be.
     """
 
-    def __init__(self, block: LeakyBlock, network: nn.Module) -> None:
+    def __init__(
+        self, block: LeakyBlock, network: nn.Module, *, skip: bool = False, feature_scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.block, self.network = block, network
+        self.block, self.network, self.skip, self.feature_scale = block, network, skip, feature_scale
 
     @property
     def head(self) -> nn.Linear:
         """The network's last linear layer."""
         return self.network.head
 
+    def connect(self, images: Tensor, made: Tensor) -> Tensor:
+        """What the network sees of images, of which the block has made `made`."""
+        return images + made if self.skip else made
+
     def features(self, images: Tensor) -> Tensor:
         """Input of the last linear layer."""
-        return self.network.features(self.block(images))
+        return self.feature_scale * self.network.features(self.connect(images, self.block(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Class scores (N, classes)."""
-        return self.network(self.block(images))
+        if self.feature_scale != 1:
+            return self.head(self.features(images))
+        return self.network(self.connect(images, self.block(images)))
+
+
+def with_skip(payload: Payload, feature_scale: float = 1.0) -> Payload:
+    """The same malicious payload with a connection past the block and scaled features, see `LeakyNetwork`.
+
+    Raises
+    ------
+    ValueError
+        If the payload's model is no `LeakyNetwork`.
+    """
+    if not isinstance(payload.model, LeakyNetwork):
+        raise ValueError(f"a skip goes past a malicious block, which {type(payload.model).__name__} has none of")
+    return replace(
+        payload, model=LeakyNetwork(payload.model.block, payload.model.network, skip=True, feature_scale=feature_scale)
+    )

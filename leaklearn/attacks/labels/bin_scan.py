@@ -1,0 +1,102 @@
+"""Bin-gradient scan: an image's label from the gradient of its own neuron, image by image.
+
+The malicious layer's update gives away not only the image but a number beside it. With a the activation of the image's
+neuron, z its logits, p their softmax and B images in the batch,
+
+    B dL/da = <dz/da, p - y> + pull,
+
+the weight update of the neuron being (dL/da) x. The server knows x, so it can project: dL/da = <dW, x> / <x, x>; this
+takes no bias gradient, which secure aggregation sums over clients and which rounding swallows in weight differences.
+It also owns the model and computes the right-hand side for each label y: C values on a line, of which the one nearest
+to what was seen is the image's label. As p - y is linear in y one derivative of the logits serves them all, and as all
+neurons of an image get the same dL/da, one direction serves all neurons. ``pull`` is the part that goes through the
+statistics of batch norm (`norms`); it is 0 without batch norm.
+
+FedAvg: a bin fires at one step only, but it is not known at which. The values are computed at several places on the way
+of the weights, and each label may lie at any of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from leaklearn.attacks.labels.replay import Replay
+from leaklearn.attacks.linear.blocks import LeakyBlock
+from leaklearn.federated.exchange import Payload, Updates
+
+
+def observed(
+    payload: Payload, updates: Updates, rows: Tensor, images: Tensor, neurons: Tensor
+) -> tuple[Tensor, Tensor]:
+    """B dL/da of each image's own neuron, and the standard deviation of its rounding error.
+
+    Parameters
+    ----------
+    payload, updates
+        What was sent and what came back.
+    rows
+        (K,) int64: each client's row in the updates.
+    images
+        (K, M, C, H, W) in [0, 1].
+    neurons
+        (K, M) int64.
+
+    Returns
+    -------
+    tuple of Tensor
+        (K, M) float64 each.
+    """
+    block: LeakyBlock = payload.model.block
+    change = updates.tensors["block.fc1.weight"]
+    row = rows.unsqueeze(1).expand_as(neurons)
+    step = change[row, neurons]
+    largest = step.abs().amax(2)
+    if not block.bounded and block.notes[1] is not None:  # ReLU bins: less the upper neighbour, but for the last
+        above = change[row, (neurons + 1).clamp_max(change.shape[1] - 1)]
+        step = torch.where((neurons + 1 < change.shape[1]).unsqueeze(2), step - above, step)
+    protocol = updates.protocol
+    scale = float(protocol.batch_size)
+    if updates.kind == "delta":
+        scale = -scale / protocol.lr
+        largest = largest + payload.parameters["block.fc1.weight"].abs().amax(1)[neurons]
+    weight = None if block.conv is None else payload.parameters["block.conv.weight"]
+    inputs = block_inputs(block, weight, images)
+    length = (inputs.double() ** 2).sum(2).clamp_min(1e-300)
+    slope = scale * (step.double() * inputs.double()).sum(2) / length
+    # Every entry of dW is off by about its own rounding; one of the directions that these errors take is that of x.
+    roundoff = torch.finfo(change.dtype).eps / 2
+    return slope, abs(scale) * roundoff * largest.double() / length.sqrt()
+
+
+def block_inputs(block: LeakyBlock, weight: Tensor | None, images: Tensor) -> Tensor:
+    """fc1's inputs of (K, M, C, H, W) images, (K, M, d), the convolution's weights being those sent."""
+    flat = images.flatten(0, 1)
+    mapped = flat if weight is None else torch.nn.functional.conv2d(flat, weight, padding=1).relu()
+    return mapped.flatten(1).unflatten(0, images.shape[:2])
+
+
+def scan(slope: Tensor, rounding: Tensor, places: list[Replay]) -> tuple[Tensor, Tensor]:
+    """Squared distances of what was seen from what each label would give.
+
+    Parameters
+    ----------
+    slope, rounding
+        From `observed`.
+    places
+        The model's own values at S places on the way of the weights.
+
+    Returns
+    -------
+    tuple of Tensor
+        (K, M, C, S) in units of the spread of an image's candidates, squared, and the rounding error (K, M) in these
+        units.
+    """
+    middle = places[len(places) // 2].slopes.double()
+    unit = middle.std(2).clamp_min(1e-300)
+    distances = []
+    for at in places:
+        slopes, outputs = at.slopes.double(), at.outputs.double()
+        values = (slopes * outputs).sum(2, keepdim=True) - slopes + at.pull.double().unsqueeze(2)
+        distances.append((slope.unsqueeze(2) - values) / unit.unsqueeze(2))
+    return torch.stack(distances, 3) ** 2, rounding / unit
