@@ -1,6 +1,6 @@
-"""The networks of the experiments: LeNet, a small ConvNet and a CIFAR-style ResNet-18.
+"""The networks of the experiments: LeNet, a small ConvNet, a CIFAR-style ResNet-18 and a fully connected MLP.
 
-All three share one contract, so that attacks, federation and training need to know nothing else:
+All share one contract, so that attacks, federation and training need to know nothing else:
 
 * they take float images in [0, 1] of ``shape`` (C, H, W); their first submodule, ``normalise``, holds the data set's
   mean and std as buffers;
@@ -16,7 +16,7 @@ shared tensor. A batch-norm network in eval mode only reads them, so there one s
 from __future__ import annotations
 
 from functools import partial
-from math import gcd
+from math import gcd, prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from leaklearn.data.images import DataInfo
 
-NETWORKS = ("lenet", "convnet", "resnet18")
+NETWORKS = ("lenet", "convnet", "resnet18", "mlp")
 NORMS = ("batch", "group", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "leaky_relu": partial(nn.LeakyReLU, 0.1)}
 
@@ -148,11 +148,31 @@ def _resnet18(channels: int, width: int, norm: str, activation: str) -> nn.Modul
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1))
 
 
+class Dense(nn.Linear):
+    """A fully connected layer on flattened images; it gives (N, width, 1, 1), so that 2-d norm layers fit behind it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(1))[:, :, None, None]
+
+
+def _mlp(size: int, width: int, norm: str, activation: str) -> nn.Module:
+    """Two hidden layers, the first on the pixels: what SPEAR reads exactly (Dimitrov et al., NeurIPS 2024)."""
+
+    def block(inputs: int) -> nn.Sequential:
+        # Group norm in one group (layer norm): a neuron has no pixels over which smaller groups could be normalised.
+        norms = {"batch": partial(nn.BatchNorm2d, width), "group": partial(nn.GroupNorm, 1, width), "none": None}
+        between = [norms[norm]()] if norms[norm] else []
+        return nn.Sequential(Dense(inputs, width, bias=norm == "none"), *between, ACTIVATIONS[activation]())
+
+    return nn.Sequential(block(size), block(width))
+
+
 # name -> (body, channels of the first layer, norm, activation): what the network is when nothing else is asked for
 _BODIES = {
     "lenet": (_lenet, 12, "none", "sigmoid"),
     "convnet": (_convnet, 32, "batch", "relu"),
     "resnet18": (_resnet18, 64, "batch", "relu"),
+    "mlp": (_mlp, 512, "none", "relu"),
 }
 
 
@@ -171,15 +191,18 @@ def build(
     ----------
     name
         ``"lenet"``: the sigmoid LeNet of the gradient-inversion papers (weights and biases uniform in [-0.5, 0.5]);
-        ``"convnet"``: a small ConvNet, the default learner on two cores; ``"resnet18"``: ResNet-18 for small images.
+        ``"convnet"``: a small ConvNet, the default learner on two cores; ``"resnet18"``: ResNet-18 for small images;
+        ``"mlp"``: two fully connected hidden layers.
     data
         A `Dataset`, an `ImageSet` or a `DataInfo`: gives shape (C, H, W), classes, mean and std.
     norm
-        ``"batch"``, ``"group"`` or ``"none"``. None: batch, but none in LeNet, which has no norm layers in the papers.
+        ``"batch"``, ``"group"`` or ``"none"``. None: batch, but none in LeNet, which has no norm layers in the papers,
+        and in the MLP.
     activation
         ``"relu"``, ``"gelu"``, ``"sigmoid"`` or ``"leaky_relu"``. None: ReLU, but sigmoid in LeNet.
     width
-        Channels of the first convolution. None: 12 (lenet), 32 (convnet), 64 (resnet18).
+        Channels of the first convolution, neurons of the MLP's hidden layers. None: 12 (lenet), 32 (convnet),
+        64 (resnet18), 512 (mlp).
     seed
         Seed of the initial weights; the same seed gives the same weights whatever the global random state, which
         is left as it was.
@@ -208,7 +231,8 @@ def build(
     settings = {"name": name, "norm": norm, "activation": activation, "width": width, "seed": seed}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(info, body(shape[0], width, norm, activation), settings)
+        inputs = prod(shape) if name == "mlp" else shape[0]
+        network = Network(info, body(inputs, width, norm, activation), settings)
         if name == "lenet":
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):  # as in DLG; norm layers keep their 1 and 0

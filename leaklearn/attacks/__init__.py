@@ -1,7 +1,17 @@
 """Attacks on the privacy of federated learning. They are given payload and updates, never the truth."""
 
 from leaklearn.attacks.inversion import GradientInversion
-from leaklearn.attacks.labels import restore_labels
-from leaklearn.attacks.linear import Loki, RobbingTheFed, TrapWeights
+from leaklearn.attacks.labels import match_labels, restore_labels
+from leaklearn.attacks.linear import AdaptiveBins, Loki, QuantileBiases, RobbingTheFed, Spear, TrapWeights
 
-__all__ = ["GradientInversion", "Loki", "RobbingTheFed", "TrapWeights", "restore_labels"]
+__all__ = [
+    "AdaptiveBins",
+    "GradientInversion",
+    "Loki",
+    "QuantileBiases",
+    "RobbingTheFed",
+    "Spear",
+    "TrapWeights",
+    "match_labels",
+    "restore_labels",
+]

@@ -1,0 +1,169 @@
+"""Certain reconstructions: those whose gradient, made anew from the image, is the one that came back.
+
+The server owns the model. From a reconstructed image it can compute what a client that holds it would have answered,
+and compare: a mixture of images, sent through the network, does not give the gradient that its images gave.
+
+All columns of fc2 are the same vector w, so that the loss sees the neurons through their sum s alone, and each neuron
+that the image activates has the same gradient g = dL/ds. With z(s) the class scores and p = softmax(z),
+
+    g(y) = (1/N) (sum_c p_c dz_c/ds - dz_y/ds)
+
+for label y in a batch of N images: one forward-mode derivative along w gives it for every label at once. An exact image
+that was alone at its neuron has db = g(y) for its label; so the comparison finds the label too.
+
+Needs a network in which an image's scores do not depend on the rest of its batch: no batch norm in train mode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, jvp
+
+from leaklearn.attacks.linear.blocks import LeakyNetwork
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.leaks import Leak
+
+# Largest difference of the two gradients that counts as none, as a share of the largest gradient that any label gives.
+# Float32 leaves 1e-7 to 1e-5 between them, up to 1e-4 in very narrow bins; a mixture comes this near by chance only,
+# with a probability of about this number times the number of classes.
+TOLERANCE = 3e-4
+# Images sent through the network together.
+IMAGES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Certainty:
+    """The comparison for M reconstructions.
+
+    Attributes
+    ----------
+    certain : Tensor
+        (M,) bool.
+    error : Tensor
+        (M,) float, |g(y) - db| / max_c |g(c)| at the label that fits best, or at the label that the leak has.
+    labels : Tensor
+        (M,) int64, that label.
+    """
+
+    certain: Tensor
+    error: Tensor
+    labels: Tensor
+
+
+def certify(payload: Payload, updates: Updates, leak: Leak, tolerance: float = TOLERANCE) -> Certainty:
+    """Compare the gradient of each reconstruction with the update that it came from.
+
+    Parameters
+    ----------
+    payload
+        What was sent: a malicious block in front of a network.
+    updates
+        What came back from single clients by FedSGD; the leak's images are of these clients.
+    leak
+        What an attack made of the updates. Where it has labels, these are tested, else every label.
+    tolerance
+        Largest error that counts as certain.
+
+    Raises
+    ------
+    ValueError
+        If the payload has no malicious block, or the gradient of one image cannot be told: sums over clients, weight
+        differences, batch norm in train mode.
+    """
+    check_resynthesis(payload, updates)
+    row = {client: i for i, client in enumerate(updates.clients.tolist())}
+    rows = torch.tensor([row[client] for client in leak.client.tolist()], dtype=torch.int64)
+    block, device = payload.model.block, payload.device
+    bias = updates.tensors["block.fc1.bias"]
+    if not block.bounded and block.notes[1] is not None:  # ReLU bins: a neuron less its upper neighbour
+        bias = torch.cat([bias[:, :-1] - bias[:, 1:], bias[:, -1:]], 1)
+    observed = bias[rows.to(bias.device), leak.bin.to(bias.device)].to(device)
+    images = leak.images.to(device, payload.dtype)
+    own = {name.removeprefix("block."): v for name, v in payload.parameters.items() if name.startswith("block.")}
+    total = torch.cat([_sum_of_neurons(block, own, part) for part in images.split(IMAGES_AT_ONCE)])
+    gradients = neuron_gradients(payload, images, total, updates.protocol.batch_size)
+    given = None if leak.labels is None else leak.labels.to(device)
+    return compare(gradients, observed, given, tolerance)
+
+
+def certain(payload: Payload, updates: Updates, leak: Leak, tolerance: float = TOLERANCE) -> Tensor:
+    """(M,) bool: the reconstructions that are exact, as far as the attacker can tell. See `certify`."""
+    return certify(payload, updates, leak, tolerance).certain.cpu()
+
+
+def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None, tolerance: float) -> Certainty:
+    """Gradients (M, classes) of each image with each label beside the observed one (M,)."""
+    error = (gradients - observed.unsqueeze(1)).abs() / gradients.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    least, best = error.min(1)
+    if labels is not None:
+        known = labels >= 0
+        best = torch.where(known, labels, best)
+        least = torch.where(known, error.gather(1, labels.clamp_min(0).unsqueeze(1)).squeeze(1), least)
+    return Certainty(least <= tolerance, least, best)
+
+
+def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size: int) -> Tensor:
+    """Gradient g(y) of a neuron that an image activates, for every label y.
+
+    Parameters
+    ----------
+    payload
+        A malicious block, all columns of fc2 alike, in front of a network.
+    images
+        (M, C, H, W) in [0, 1].
+    total
+        (M,) sum of the neurons that each image makes.
+    batch_size
+        N, images in the client's batch, over which the loss is a mean.
+
+    Returns
+    -------
+    Tensor
+        (M, classes).
+    """
+    model: LeakyNetwork = payload.model
+    column = payload.parameters["block.fc2.weight"][:, 0]
+    offset = payload.parameters["block.fc2.bias"]
+    state = {**payload.parameters, **payload.buffers}
+    inner = {n.removeprefix("network."): v for n, v in state.items() if n.startswith("network.")}
+    mode = model.training
+    model.eval()
+    parts = []
+    try:
+        for some, sums in zip(images.split(IMAGES_AT_ONCE), total.split(IMAGES_AT_ONCE), strict=True):
+
+            def scores(s: Tensor, some: Tensor = some) -> Tensor:
+                made = torch.relu(s.unsqueeze(1) * column + offset).unflatten(1, model.block.shape)
+                return functional_call(model.network, inner, (model.connect(some, made),))
+
+            logits, slope = jvp(scores, (sums,), (torch.ones_like(sums),))
+            parts.append((logits.softmax(1) * slope).sum(1, keepdim=True) - slope)
+    finally:
+        model.train(mode)
+    return torch.cat(parts) / batch_size if parts else images.new_zeros(0, model.head.out_features)
+
+
+def check_resynthesis(payload: Payload, updates: Updates) -> None:
+    """Raise a ValueError where one image's gradient cannot be made anew."""
+    if not isinstance(payload.model, LeakyNetwork):
+        raise ValueError(f"{type(payload.model).__name__} has no malicious block whose gradient could be compared")
+    if updates.summed or updates.kind != "gradient":
+        raise ValueError(f"{updates!r}: only the gradient of a single client can be compared with that of an image")
+    if updates.protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
+        raise ValueError(
+            "the network has batch norm in train mode, so an image's gradient depends on its whole batch: "
+            "use norm='none' or 'group', or FedSGD(..., batch_norm='eval')"
+        )
+
+
+def _sum_of_neurons(block: torch.nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+    """(M, C, H, W) -> (M,) sum of the active neurons."""
+    mapped = images
+    if block.conv is not None:
+        mapped = torch.relu(torch.nn.functional.conv2d(images, parameters["conv.weight"], padding=1))
+    measured = mapped.flatten(1) @ parameters["fc1.weight"].T + parameters["fc1.bias"]
+    return (measured.clamp(0, 1) if block.bounded else measured.relu()).sum(1)

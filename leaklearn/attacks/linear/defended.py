@@ -1,0 +1,154 @@
+"""Linear layer leakage from updates that a defence has blurred: what an attacker does who knows the defence.
+
+`LinearLeakage.reconstruct` believes exact images only, so that a trace of noise makes it reject everything. That would
+make any defence look good. This attacker expects noise of a known size (the server ordered the defence and knows its
+settings), takes what it can get, and filters it with what it knows of images: their mean and covariance.
+
+All neurons measure the same h(x), so that the update of a neuron that image x alone reached is g x + e, with one
+unknown factor g and noise e of standard deviation s on each coordinate. The bin bounds h(x), so that g = h(g x + e) /
+h_bin, with h_bin the bin's middle: the noise on h is much smaller than that on a pixel, for h averages over pixels.
+Then y = (g x + e) / g is the image with pixel noise s / |g|, of which the best linear estimate is Wiener's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from leaklearn.attacks.linear.base import VALUES_AT_ONCE, LinearLeakage
+from leaklearn.data.images import ImageSet
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.leaks import Leak, merge
+
+# Standard deviations by which h of a neuron's update must stand out of the noise, for its bin to count as used.
+STANDS_OUT = 4.0
+# Share of the largest h of a client's update below which a neuron's is rounding, where there is no noise.
+ROUNDING = 1e-5
+# Pixel noise (in units of the [0, 1] range) above which even the filtered image is little but the mean image.
+LARGEST_NOISE = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Wiener:
+    """The best linear estimate of images of known mean and covariance from images with white noise.
+
+    With covariance sum_j l_j u_j u_j^T and noise of standard deviation s,
+
+        x' = m + sum_j l_j / (l_j + s^2) u_j u_j^T (y - m),
+
+    which has the least expected squared error among all affine functions of y, sum_j l_j s^2 / (l_j + s^2).
+
+    Attributes
+    ----------
+    mean : Tensor
+        (d,) of public images in [0, 1].
+    vectors : Tensor
+        (d, r) orthonormal u_j.
+    values : Tensor
+        (r,) l_j >= 0; directions beyond r have none.
+    """
+
+    mean: Tensor
+    vectors: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, public: ImageSet) -> Wiener:
+        """Mean and covariance of public images, by a singular value decomposition."""
+        flat = public.float().flatten(1)
+        mean = flat.mean(0)
+        _, size, rows = torch.linalg.svd(flat - mean, full_matrices=False)
+        return cls(mean, rows.T.contiguous(), size.square() / max(1, len(flat) - 1))
+
+    def filter(self, images: Tensor, noise: Tensor) -> Tensor:
+        """(R, d) images with pixel noise (R,) of their own -> (R, d) estimates; without noise the images themselves."""
+        centred = images - self.mean.to(images)
+        vectors, values = self.vectors.to(images), self.values.to(images)
+        kept = values / (values + noise.square().unsqueeze(1)).clamp_min(torch.finfo(images.dtype).tiny)
+        found = self.mean.to(images) + (centred @ vectors * kept) @ vectors.T
+        return torch.where(noise.unsqueeze(1) > 0, found, images)
+
+
+def reconstruct_defended(
+    attack: LinearLeakage,
+    payload: Payload,
+    updates: Updates,
+    noise: Tensor,
+    wiener: Wiener,
+    *,
+    round: int = 0,
+) -> Leak:
+    """Take images out of defended updates, see the module's text.
+
+    Parameters
+    ----------
+    attack
+        Robbing the Fed or LOKI, whose bins the payload has.
+    payload, updates
+        As for `LinearLeakage.reconstruct`.
+    noise
+        (K,) s >= 0: the standard deviation of the defence's error on a coordinate of fc1's weight update, for every row
+        of it. 0 for errors that are no noise (signs, dropped coordinates): then bins give the scale, and no more.
+    wiener
+        What the attacker knows of images.
+    round
+        Written into the leak.
+
+    Returns
+    -------
+    Leak
+        On the CPU, without labels; every neuron that stands out of the noise gives an image, also one that several
+        images share. `confidence` is 1 / (1 + (pixel noise)^2 * 100), so 1 / 2 at 20 dB.
+
+    Raises
+    ------
+    ValueError
+        If the attack has no bins, or `noise` is not one value a row.
+    """
+    weight = updates.tensors[attack.reads[0]]
+    vector, low, high = payload.model.block.notes
+    if low is None:
+        raise ValueError(f"{type(attack).__name__} has no bins that could tell an image's scale; take one that has")
+    if noise.shape != (len(weight),):
+        raise ValueError(f"noise is one value for each of {len(weight)} rows, not {tuple(noise.shape)}")
+    clients = updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])
+    middle = bin_middles(low, high).to(weight)
+    vector, noise = vector.to(weight), noise.to(weight)
+    if not payload.model.block.bounded:  # neighbouring ReLU bins differ by one bin's images, and have two noises
+        noise = noise * 2**0.5
+    at_once = max(1, VALUES_AT_ONCE // weight[0].numel())
+    parts = []
+    for start in range(0, len(weight), at_once):
+        group = slice(start, start + at_once)
+        value = weight[group]
+        if not payload.model.block.bounded:
+            value = torch.cat([value[:, :-1] - value[:, 1:], value[:, -1:]], 1)
+        measured = value @ vector
+        floor = STANDS_OUT * vector.norm() * noise[group].unsqueeze(1)
+        floor = torch.maximum(floor, ROUNDING * measured.abs().amax(1, keepdim=True))
+        factor = measured / middle
+        pixel = noise[group].unsqueeze(1) / factor.abs()
+        row, neuron = ((measured.abs() > floor) & (pixel <= LARGEST_NOISE) & (middle > 0)).nonzero(as_tuple=True)
+        pixel = pixel[row, neuron]
+        images = wiener.filter(value[row, neuron] / factor[row, neuron].unsqueeze(1), pixel).clamp(0, 1)
+        parts.append(
+            Leak(
+                images.unflatten(1, payload.model.block.shape).float().cpu().contiguous(),
+                (1 / (1 + 100 * pixel.square())).float().cpu(),
+                clients[group.start : group.stop].cpu()[row.cpu()],
+                torch.full((len(row),), round),
+                neuron.cpu(),
+            )
+        )
+    leak = merge(parts)
+    meta = {"attack": f"{type(attack).__name__}, defence known", **asdict(attack), "round": round}
+    meta |= {"kind": updates.kind, "summed": updates.summed, "clients": len(updates), "accepted": len(leak)}
+    return Leak(leak.images, leak.confidence, leak.client, leak.round, leak.bin, meta=meta)
+
+
+def bin_middles(low: Tensor, high: Tensor) -> Tensor:
+    """(n,) middle of each bin's part above 0, for no image is darker than black; the lower edge where it is open."""
+    low = low.clamp_min(0)
+    return torch.where(high.isfinite(), (low + high.clamp_min(0)) / 2, low)

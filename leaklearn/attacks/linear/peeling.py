@@ -1,0 +1,158 @@
+"""Bins that hold known images: what those gave is made anew and taken away, and what is left may be one new image.
+
+A bounded bin returns dW = sum_s g_s x_s and db = sum_s g_s over the images s in it. For a known image x_k with its
+label, the server computes g_k (`leaklearn.attacks.linear.certainty`). Which of the known images were in the client's
+batch it does not know; so it tries every subset S of those whose measurement lies in the bin:
+
+    r_b = db - sum_S g_k        r_W = dW - sum_S g_k x_k
+
+S explains the bin if both vanish; else x = r_W / r_b is an image if it passes `verify`. Since r_W enters the first
+tests through h(r_W) alone, thousands of subsets cost little. The idea is that of successive interference cancellation
+in random access (Liva, IEEE Trans. Commun. 2011); a bin of an earlier round may be solved when an image that was in
+it becomes known later.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from leaklearn.attacks.linear.base import UNIT_ROUNDOFF, VALUES_AT_ONCE
+from leaklearn.attacks.linear.verification import verify
+
+# Known images in one bin beyond which its subsets are too many.
+MOST_KNOWN = 8
+# Relative error of a gradient that was made anew, in float32.
+RESYNTHESIS_ERROR = 2e-6
+# Below this share of what was there, a residual is rounding.
+EXPLAINED = 1e-4
+
+
+class Bins(NamedTuple):
+    """R bins that gave an update: row of the client, round, neuron (R,), edges (R,), dL/db (R,), dL/dW (R, d).
+
+    `noise` (R,) is the rounding error of a pixel of dW / db.
+    """
+
+    row: Tensor
+    round: Tensor
+    neuron: Tensor
+    low: Tensor
+    high: Tensor
+    bias: Tensor
+    weight: Tensor
+    noise: Tensor
+
+    def pick(self, which: Tensor) -> Bins:
+        """Some of them."""
+        return Bins(*(column[which] for column in self))
+
+
+class Solved(NamedTuple):
+    """What R bins hold beside known images.
+
+    Attributes
+    ----------
+    explained : Tensor
+        (R,) bool: nothing.
+    one : Tensor
+        (R,) bool: one image, `images` (R, d); zero elsewhere.
+    bias : Tensor
+        (R,) the part of dL/db that this image gave.
+    confidence : Tensor
+        (R,) of `verify`.
+    labels : Tensor
+        (R,) int64, -1 as long as the gradient was not compared.
+    """
+
+    explained: Tensor
+    one: Tensor
+    images: Tensor
+    bias: Tensor
+    confidence: Tensor
+    labels: Tensor
+
+
+def solve(bins: Bins, known: Tensor, gradients: Tensor, vector: Tensor, *, eight_bit: bool = True) -> Solved:
+    """Look for one new image in each bin.
+
+    Parameters
+    ----------
+    bins
+        All with the same number m <= `MOST_KNOWN` of known images whose measurement lies in them.
+    known
+        (R, m, d) these images.
+    gradients
+        (R, m) what each gives to its bin's dL/db if it was in the batch.
+    vector
+        (d,) of the measurement.
+    eight_bit
+        See `verify`.
+
+    Raises
+    ------
+    ValueError
+        For more known images than `MOST_KNOWN`.
+    """
+    count = known.shape[1]
+    if count > MOST_KNOWN:
+        raise ValueError(f"{count} known images in a bin have {2**count} subsets; at most {MOST_KNOWN} are tried")
+    subsets = _subsets(count, bins.bias.dtype, bins.bias.device)
+    size = torch.cat([bins.bias.abs().unsqueeze(1), gradients.abs()], 1).amax(1)
+    left = bins.bias.unsqueeze(1) - gradients @ subsets.T
+    measured = (bins.weight @ vector).unsqueeze(1) - (gradients * (known @ vector)) @ subsets.T
+    bright = (bins.low + bins.high).abs() / 2
+    gone = (left.abs() <= EXPLAINED * size.unsqueeze(1)) & (measured.abs() <= EXPLAINED * (size * bright).unsqueeze(1))
+    explained = gone.any(1)
+
+    # Rounding of the sum that came back, and of the gradients made anew if any is taken away.
+    noise = bins.noise.unsqueeze(1) * (bins.bias.unsqueeze(1) / left).abs()
+    noise = noise + RESYNTHESIS_ERROR * (subsets.sum(1) > 0) * (size.unsqueeze(1) / left.abs())
+    slack = 1e-5 + 3 * noise
+    ratio = measured / left
+    open_ = (left.abs() > EXPLAINED * size.unsqueeze(1)) & ~explained.unsqueeze(1)
+    open_ &= (ratio >= bins.low.unsqueeze(1) - slack) & (ratio <= bins.high.unsqueeze(1) + slack)
+    row, which = open_.nonzero(as_tuple=True)
+
+    at_once = max(1, VALUES_AT_ONCE // max(1, bins.weight.shape[1]))
+    parts = []
+    for begin in range(0, len(row), at_once):
+        r, s = row[begin : begin + at_once], which[begin : begin + at_once]
+        taken = torch.einsum("rm,rmd->rd", gradients[r] * subsets[s], known[r])
+        candidate = (bins.weight[r] - taken) / left[r, s].unsqueeze(1)
+        verdict = verify(candidate, vector, bins.low[r], bins.high[r], noise[r, s], eight_bit=eight_bit)
+        good = verdict.valid
+        parts.append((r[good], candidate[good], left[r, s][good], verdict.confidence[good]))
+    images, bias = torch.zeros_like(bins.weight), torch.zeros_like(bins.bias)
+    confidence, one = torch.zeros_like(bins.bias), torch.zeros_like(explained)
+    if parts:
+        r, candidate, rest, sure = (torch.cat(column) for column in zip(*parts, strict=True))
+        best = first_of_each(r, -sure)
+        r = r[best]
+        images[r], bias[r], confidence[r], one[r] = candidate[best], rest[best], sure[best], True
+    return Solved(explained, one, images, bias, confidence, torch.full_like(bins.row, -1))
+
+
+def first_of_each(group: Tensor, rank: Tensor) -> Tensor:
+    """Position of the member of least rank of each group: (R,) group numbers and ranks -> (groups,) int64."""
+    order = rank.argsort(stable=True)
+    order = order[group[order].argsort(stable=True)]
+    sorted_group = group[order]
+    first = torch.ones_like(sorted_group, dtype=torch.bool)
+    first[1:] = sorted_group[1:] != sorted_group[:-1]
+    return order[first]
+
+
+def _subsets(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2^m, m) all choices of m things as 0 and 1, none first."""
+    number = torch.arange(2**count, device=device).unsqueeze(1)
+    return ((number >> torch.arange(count, device=device)) & 1).to(dtype)
+
+
+def in_bins(measured: Tensor, low: Tensor, high: Tensor, row: Tensor) -> Tensor:
+    """Which known images lie in which bins: (K, P) measurements (NaN for none), (R,) edges and rows -> (R, P) bool."""
+    mine = measured[row]
+    slack = 8 * UNIT_ROUNDOFF
+    return (mine > low.unsqueeze(1) - slack) & (mine < high.unsqueeze(1) + slack)
