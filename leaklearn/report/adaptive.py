@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.report.style import PALETTE, PAPER_COLOUR, log_axis, seed_band
@@ -98,8 +98,9 @@ def spear_chart(table: pd.DataFrame) -> Figure:
         axes[0].set_ylabel("images at 60 dB or more")
         axes[0].set_title(f"{name}: how many come out exactly?")
         axes[1].set_yscale("log")
-        for formatter in (axes[1].yaxis.set_major_formatter, axes[1].yaxis.set_minor_formatter):
-            formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[1].yaxis.set_major_formatter("{x:g}")
+        axes[1].yaxis.set_minor_locator(NullLocator())
         axes[1].set_ylabel("attacker's seconds for a batch")
         axes[1].set_title(f"An honest layer of {int(mine['width'].iloc[0])} neurons: at what cost?")
         axes[0].plot([], [], ".", color="0.5", label="single seeds")
