@@ -8,7 +8,7 @@ import pandas as pd
 
 from leaklearn.experiments.quality_groups import MEASURES
 from leaklearn.paths import REPOSITORY, Paths
-from leaklearn.report import inversion_rules, learning_rules, paper, rules, trend_rules
+from leaklearn.report import inversion_rules, learning_rules, non_iid_rules, paper, rules, trend_rules
 from leaklearn.report.rules import NOT_RUN, Finding
 
 COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, Rule]] = {
     "C7": ("initialisation", learning_rules.improved),
     "C8": ("fedavg", learning_rules.local_steps),
     "C9": ("quality_trends", trend_rules.quality_drivers),
+    "C10": ("non_iid", non_iid_rules.both_attacks_change),
     "P1": ("training", partial(rules.accuracy_number, number="P1")),
     "P2": ("training", partial(rules.accuracy_number, number="P2")),
     "P3": ("training", partial(rules.accuracy_number, number="P3")),
@@ -55,6 +56,7 @@ NEEDED = {
     },
     "quality_trends": {"dataset", "seed", "factor", "value", "psnr"},
     "initialisation": {"dataset", "seed", "start", "leaked_images", "accuracy"},
+    "non_iid": {"dataset", "seed", "alpha", "source", "leak_rate", "psnr"},
 }
 
 
