@@ -50,7 +50,7 @@ class Tuning:
 
     rates: tuple[float, ...] = (0.03, 0.1)
     freeze: tuple[str, ...] = FROZEN
-    validation: float = 0.3
+    validation: float = 0.5
     judged: int = 150
     steps: int = 120
 
