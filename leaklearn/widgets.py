@@ -9,13 +9,16 @@ from textwrap import fill
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from leaklearn.evaluation import assign, psnr
 from leaklearn.experiments.anatomy import dissect
+from leaklearn.experiments.defences import DefenceStudy
 from leaklearn.experiments.leakage import AttackedRound
+from leaklearn.report.defences import case_name, defended_pictures, summary_line
 from leaklearn.report.pictures import client_view, labelled_rows
 
 WIDE = {"layout": widgets.Layout(width="34em"), "continuous_update": False}
@@ -136,6 +139,50 @@ def compare_attacks(attacks: Mapping[str, Tensor], originals: Tensor) -> widgets
     image.observe(redraw, names="value")
     redraw()
     return widgets.VBox([client, image, picture])
+
+
+def explore_defence(study: DefenceStudy) -> widgets.VBox:
+    """Pick an attack and a defence, slide its strength: the reconstructions, what they are worth, and the federation.
+
+    Parameters
+    ----------
+    study
+        What `leaklearn.experiments.defences.study_defences` measured; nothing is computed anew.
+
+    Returns
+    -------
+    ipywidgets.VBox
+        Two dropdowns, a slider over the measured strengths, a line of text and a picture.
+    """
+    table = study.table
+    attack = widgets.Dropdown(options=list(dict.fromkeys(table["attack"])), description="attack", layout=WIDE["layout"])
+    defences = [name for name in dict.fromkeys(table["defence"]) if name != "none"]
+    defence = widgets.Dropdown(options=defences or ["none"], description="defence", layout=WIDE["layout"])
+    strength = widgets.SelectionSlider(options=strengths(table, defence.value), description="strength", **WIDE)
+    line, picture = widgets.HTML(), widgets.Image(format="png")
+
+    def redraw(_: object = None) -> None:
+        case = (defence.value, strength.value)
+        line.value = summary_line(table, *case, attack.value)
+        picture.value = _png(defended_pictures(study.examples, attack.value, [("none", 0.0), case]))
+
+    def other_defence(_: object = None) -> None:
+        strength.unobserve(redraw, names="value")
+        strength.options = strengths(table, defence.value)
+        strength.observe(redraw, names="value")
+        redraw()
+
+    attack.observe(redraw, names="value")
+    defence.observe(other_defence, names="value")
+    strength.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([attack, defence, strength, line, picture])
+
+
+def strengths(table: pd.DataFrame, defence: str) -> list[tuple[str, float]]:
+    """Options of a slider: every measured strength of a defence, named in words."""
+    values = dict.fromkeys(table.loc[table["defence"] == defence, "strength"])
+    return [(case_name(defence, value), value) for value in values]
 
 
 def _unit(images: Tensor) -> Tensor:

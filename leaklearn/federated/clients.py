@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import partition
+from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, SecureAggregation, Updates
-from leaklearn.federated.local import clients_at_once, local_updates
+from leaklearn.federated.local import clients_at_once
 from leaklearn.federated.protocols import Draw, Protocol, draw
 
 
@@ -30,9 +32,11 @@ class Client:
     id: int
     data: ImageSet
 
-    def respond(self, payload: Payload, protocol: Protocol, seed: int = 0) -> Updates:
+    def respond(
+        self, payload: Payload, protocol: Protocol, seed: int = 0, *, defence: Defence | None = None
+    ) -> Updates:
         """This client's update alone; see `respond` for many clients at once."""
-        return respond([self], payload, protocol, seed)
+        return respond([self], payload, protocol, seed, defence=defence)
 
     def __repr__(self) -> str:
         return f"Client({self.id}: {len(self.data)} images)"
@@ -61,6 +65,7 @@ def respond(
     at_once: int | None = None,
     only: Collection[str] | None = None,
     batches: Draw | None = None,
+    defence: Defence | None = None,
 ) -> Updates:
     """Updates of all clients, computed in batched programs.
 
@@ -81,7 +86,10 @@ def respond(
     only
         Names of the parameters whose updates are kept, for a caller that looks at no others; None keeps all.
     batches
-        The mini-batches where they are drawn already, as for a few of many clients; `seed` is then not used.
+        The mini-batches where they are drawn already, as for a few of many clients; `seed` is then not used for them.
+    defence
+        What every client does to its update before it sends it; its random numbers come from `seed` and the client's
+        id. None: nothing.
 
     Returns
     -------
@@ -91,16 +99,19 @@ def respond(
     Raises
     ------
     ValueError
-        If a batch is larger than a client's data, no client is given, or `batches` are not those of as many clients.
+        If a batch is larger than a client's data, no client is given, `batches` are not those of as many clients, or
+        the defence does not fit model or protocol.
     FloatingPointError
         If an update is not finite.
     """
-    chunks = respond_in_chunks(clients, payload, protocol, seed, at_once=at_once, only=only, batches=batches)
+    options = {"at_once": at_once, "only": only, "batches": batches, "defence": defence}
+    chunks = respond_in_chunks(clients, payload, protocol, seed, **options)
     if secure:
         aggregation = SecureAggregation(payload, len(clients))
         for chunk in chunks:
             aggregation.add(chunk)
-        return aggregation.result()
+        total = aggregation.result()
+        return total if defence is None else defence.summed(payload, total, seed)
     parts = list(chunks)
     first = parts[0]
     if len(parts) == 1:
@@ -123,6 +134,7 @@ def respond_in_chunks(
     at_once: int | None = None,
     only: Collection[str] | None = None,
     batches: Draw | None = None,
+    defence: Defence | None = None,
 ) -> Iterator[Updates]:
     """`respond`, but chunk by chunk, so that the updates of a thousand clients need never be in memory together."""
     positions = (draw_batches(clients, protocol, seed) if batches is None else batches).positions
@@ -130,14 +142,22 @@ def respond_in_chunks(
         raise ValueError(f"mini-batches of {len(positions)} clients were given for {len(clients)} clients")
     device = payload.device
     at_once = clients_at_once(payload, protocol) if at_once is None else at_once
+    defence = Defence() if defence is None else defence
     for start in range(0, len(clients), at_once):
         group = clients[start : start + at_once]
         images, labels = gather(group, positions[start : start + at_once])
         images = images.to(device, payload.dtype) / 255
-        tensors, buffers = local_updates(payload, protocol, images, labels.to(device))
+        own_seeds = [client_seed(seed, client.id) for client in group]
+        tensors, buffers = defence.answer(payload, protocol, images, labels.to(device), own_seeds)
         if only is not None:
             tensors, buffers = {name: tensors[name] for name in only}, {}
         yield Updates(protocol.kind, tensors, buffers, torch.tensor([client.id for client in group]), protocol)
+
+
+def client_seed(seed: int, client: int) -> int:
+    """Seed of a client's own random numbers in a round with this seed: a secret of the client, told to no server."""
+    digest = hashlib.blake2b(f"{seed} {client}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 24  # 40 bits, for a defence that multiplies it
 
 
 def draw_batches(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -> Draw:

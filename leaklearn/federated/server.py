@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from leaklearn.federated.clients import Client, respond
+from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.federated.protocols import Protocol
@@ -108,6 +109,7 @@ def federate(
     lr: float = 1.0,
     secure: bool = False,
     observe: Callable[[int, list[Client], int], None] | None = None,
+    defence: Defence | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Federation:
@@ -134,8 +136,10 @@ def federate(
     observe
         Called after every round with its number, its clients and the seed of their mini-batches (`draw_batches`): for
         measuring what an attack on the same round would take. The federation goes on unchanged.
+    defence
+        What every client does to its update before it sends it; None: nothing.
     seed
-        Of client sampling and mini-batches.
+        Of client sampling, mini-batches and defence.
     progress
         Show a progress bar.
 
@@ -158,7 +162,7 @@ def federate(
         chosen = torch.randperm(len(clients), generator=generator)[:clients_per_round].tolist()
         group = [clients[i] for i in chosen]
         batches = int(torch.randint(2**62, (1,), generator=generator))
-        updates = respond(group, server.payload(), protocol, batches, secure=secure)
+        updates = respond(group, server.payload(), protocol, batches, secure=secure, defence=defence)
         server.apply(updates, None if secure else [len(client.data) for client in group])
         if number % evaluate_every == 0 or number == rounds:
             rows.append({"round": number, "accuracy": evaluate(model)})

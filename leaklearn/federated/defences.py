@@ -1,0 +1,225 @@
+"""Defences on the client's side: what happens to an update between local training and sending it.
+
+A defence is an object with settings; `respond(..., defence=...)` and `federate(..., defence=...)` put it between every
+client and the server. A server knows which one is in use and with which settings, as it knows the protocol. The
+settings of a round (larger batches, local steps, secure aggregation) are no objects here but `FedSGD`, `FedAvg` and
+`secure`; compression is in `leaklearn.federated.compression`, and what goes into local training itself in `.private`
+and `.soteria`.
+
+All work on K clients at once, on the stacked tensors of their updates. A client's random numbers come from a seed of
+its own, so that they depend neither on the other clients nor on how many are computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite, sqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.local import State, batch_norm_buffers, local_updates
+from leaklearn.federated.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Defence:
+    """The undefended client, and what all defences share.
+
+    Attributes
+    ----------
+    exact : bool
+        Whether what is sent is still an exact multiple of what local training gave, in all that linear layer leakage
+        reads: such a defence hides nothing from an attack that looks at directions only.
+    """
+
+    exact: ClassVar[bool] = True
+
+    def answer(
+        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> tuple[State, State]:
+        """What K clients send: `leaklearn.federated.local.local_updates`, then `change`.
+
+        Parameters
+        ----------
+        payload, protocol
+            What the server sent and ordered.
+        images
+            (K, T, b, C, H, W) float in [0, 1].
+        labels
+            (K, T, b) int64.
+        seeds
+            One for each client's random numbers.
+
+        Returns
+        -------
+        tuple of dict
+            Updates and batch-norm buffers by name, each (K, ...).
+        """
+        tensors, buffers = local_updates(payload, protocol, images, labels)
+        return self.change(tensors, seeds), buffers
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """The updates (K, ...) by name as they are sent."""
+        return tensors
+
+    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
+        """A sum over clients, completed by what the defence puts where a client's own update is zero.
+
+        Matters for parameters that are disjoint over clients (`Payload.disjoint`) only: see `GaussianNoise`.
+        """
+        return total
+
+    def error(self, updates: Updates, name: str) -> Tensor:
+        """(K,) standard deviation of the defence's error on a coordinate of parameter `name`, as the server knows it.
+
+        From the settings and what was sent; 0 where the error is not that of added noise.
+        """
+        value = updates.tensors[name]
+        return value.new_zeros(len(value))
+
+
+@dataclass(frozen=True)
+class Clip(Defence):
+    """Scale an update down to a norm: u * min(1, S / |u|), |u| over all parameters (McMahan et al., ICLR 2018).
+
+    Attributes
+    ----------
+    norm : float
+        S > 0.
+    """
+
+    norm: float
+
+    def __post_init__(self) -> None:
+        check_positive("norm", self.norm)
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """See `Defence.change`."""
+        return scaled(tensors, (self.norm / norms(tensors)).clamp_max(1))
+
+
+@dataclass(frozen=True)
+class GaussianNoise(Defence):
+    """Clip each client's update to a norm S and add noise: u * min(1, S / |u|) + z S N(0, I).
+
+    Each client adds its own noise before it sends (local model), so that not even the server sees more. That is the
+    client-level mechanism of DP-FedAvg (McMahan et al., ICLR 2018, there added to the sum): epsilon speaks of all
+    images of a client together (`leaklearn.federated.accounting`).
+
+    Attributes
+    ----------
+    multiplier : float
+        z >= 0, the noise multiplier.
+    clip : float
+        S > 0.
+    """
+
+    multiplier: float
+    clip: float = 1.0
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_noise(self.multiplier, self.clip)
+
+    def answer(
+        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> tuple[State, State]:
+        """See `Defence.answer`; a ValueError for a model whose batch-norm statistics would go out without noise."""
+        refuse_batch_norm(self, payload, protocol)
+        return super().answer(payload, protocol, images, labels, seeds)
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """See `Defence.change`."""
+        return noised(Clip(self.clip).change(tensors, seeds), self.multiplier * self.clip, seeds)
+
+    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
+        """Add the other clients' noise to each client's own coordinates: in the sum, all K noises lie on all of them.
+
+        A client adds noise to every coordinate, also to those in which it does not work, so that the sum holds
+        z S sqrt(K) everywhere; the simulation, which does not build the zeros, has z S there so far.
+        """
+        others = self.multiplier * self.clip * sqrt(len(total) - 1)
+        return with_noise_of_others(payload, total, others, seed)
+
+    def error(self, updates: Updates, name: str) -> Tensor:
+        """See `Defence.error`."""
+        value = updates.tensors[name]
+        count = len(updates) if updates.summed else 1
+        return value.new_full((len(value),), self.multiplier * self.clip * sqrt(count))
+
+
+def norms(tensors: State) -> Tensor:
+    """(K,) 2-norm of each client's update over all parameters."""
+    return torch.stack([value.flatten(1).square().sum(1) for value in tensors.values()]).sum(0).sqrt()
+
+
+def scaled(tensors: State, factors: Tensor) -> State:
+    """Each client's update times its own factor (K,)."""
+    return {name: value * per_client(factors, value) for name, value in tensors.items()}
+
+
+def noised(tensors: State, deviation: float, seeds: Sequence[int]) -> State:
+    """Add Gaussian noise of this standard deviation to every coordinate."""
+    if deviation == 0:
+        return tensors
+    noise = draws(torch.randn, tensors, seeds)
+    return {name: value + deviation * noise[name] for name, value in tensors.items()}
+
+
+def with_noise_of_others(payload: Payload, total: Updates, deviation: float, seed: int) -> Updates:
+    """A sum in which every client's disjoint coordinates got noise of this standard deviation in addition."""
+    names = [name for name in total.tensors if name in payload.disjoint]
+    if not names or deviation == 0:
+        return total
+    own = {name: total.tensors[name] for name in names}
+    seeds = [(seed + 1) * 1_000_003 + row for row in range(len(total))]
+    return replace(total, tensors={**total.tensors, **noised(own, deviation, seeds)})
+
+
+def draws(kind, tensors: State, seeds: Sequence[int]) -> State:
+    """Random numbers (`torch.rand` or `torch.randn`) of the shapes of `tensors`, each client's from its own seed."""
+    sizes = [value[0].numel() for value in tensors.values()]
+    first = next(iter(tensors.values()))
+    if len(seeds) != len(first):
+        raise ValueError(f"{len(seeds)} seeds were given for the updates of {len(first)} clients")
+    about = {"device": first.device, "dtype": first.dtype}
+    rows = [kind(sum(sizes), generator=torch.Generator(first.device).manual_seed(seed), **about) for seed in seeds]
+    parts = torch.stack(rows).split(sizes, 1)
+    return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
+
+
+def per_client(values: Tensor, like: Tensor) -> Tensor:
+    """(K,) values shaped to multiply a tensor (K, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def refuse_batch_norm(defence: Defence, payload: Payload, protocol: Protocol) -> None:
+    """Raise a ValueError where batch norm would mix a client's images, and send their statistics beside the update."""
+    if protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
+        raise ValueError(
+            f"{defence} cannot protect a model with batch norm, whose statistics mix a client's images and are sent as "
+            "they are; build the model with norm='group'"
+        )
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a ValueError unless the value is a finite number above 0."""
+    if not (isinstance(value, int | float) and isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value!r}; it is a finite number above 0")
+
+
+def check_noise(multiplier: float, clip: float) -> None:
+    """Raise a ValueError unless the noise multiplier is at least 0 and the clipping norm above 0."""
+    if not (isinstance(multiplier, int | float) and isfinite(multiplier) and multiplier >= 0):
+        raise ValueError(f"multiplier is {multiplier!r}; the noise multiplier is a finite number of at least 0")
+    check_positive("clip", clip)
+
+
+def check_share(name: str, value: float, *, zero: bool) -> None:
+    """Raise a ValueError unless the value is a share: above 0, or at least 0, and at most 1."""
+    if not (isinstance(value, int | float) and (0 <= value <= 1 if zero else 0 < value <= 1)):
+        raise ValueError(f"{name} is {value!r}; it is a share {'from 0' if zero else 'above 0 and up'} to 1")

@@ -1,0 +1,231 @@
+"""Before answering: does this model take images out of my update? Tests that a client can run on what it was sent.
+
+Each test looks at one mark that linear layer leakage leaves, three of them in the weights alone and three in what the
+model does with the client's own images. A client that is warned does not answer. No test needs to know the attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from leaklearn.federated.exchange import Payload
+
+# Neurons below which a layer is too narrow to be a net for images: the columns of a gray image's first kernels, say.
+FEWEST_NEURONS = 16
+# Weights below which a kernel is too small to be told from one that copies.
+SMALLEST_KERNEL = 4
+# Images whose gradients are computed together: a ResNet-18 has 45 MB of them for one image.
+IMAGES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test that failed: its name, the parameter concerned, what was measured, and the limit."""
+
+    test: str
+    where: str
+    measured: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.test} in {self.where or 'the model'}: {self.measured:.3g}, above {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `Detector.inspect` found.
+
+    Attributes
+    ----------
+    warnings : tuple
+        Failed tests.
+    measured : dict
+        The largest value of each test over all layers, by name; absent where no layer could be tested.
+    """
+
+    warnings: tuple[Finding, ...]
+    measured: dict[str, float]
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether any test failed: the client should not answer."""
+        return bool(self.warnings)
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.warnings)) if self.warnings else "nothing suspicious"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """The tests, each a limit; a value above it is a warning.
+
+    Attributes
+    ----------
+    parallel : float
+        Largest share of a linear layer's rows that point in one direction (|cos| above `cosine`): bins measure all the
+        same. Wants at least `FEWEST_NEURONS` rows; the last layer is left out here and below, as its neurons are
+        classes.
+    repeated : float
+        The same of its columns: neurons that the rest of the network does not tell apart.
+    copying : float
+        Largest |weight| of a convolution's kernel over the sum of all others, the transmission SNR of Garov et al.
+        (ICLR 2024, arXiv 2306.03013): a kernel that copies its input, as in LOKI's identity mapping sets.
+    one_measurement : float
+        Share of the variance, over the client's images, of a linear layer's outputs that one direction explains: rows
+        may be disguised, but bins still follow one number. Each neuron counts with unit variance.
+    exposed : float
+        Share of the client's images that have a neuron of a linear layer to themselves: more than 99 % of the neuron's
+        gradient, summed as norms over images, is that image's. Then the neuron's gradient is the image (Phong et al.
+        2017).
+    d_snr : float
+        Disaggregation SNR of Garov et al.: the largest, over linear and convolutional layers, of the norm of one
+        image's gradient over the sum of all others'. Above 1 one image speaks louder than all others together.
+    cosine : float
+        See `parallel`.
+    """
+
+    parallel: float = 0.5
+    repeated: float = 0.5
+    copying: float = 10.0
+    one_measurement: float = 0.99
+    exposed: float = 0.3
+    d_snr: float = 1.0
+    cosine: float = 0.999
+
+    def __post_init__(self) -> None:
+        for name in ("parallel", "repeated", "copying", "one_measurement", "exposed", "d_snr", "cosine"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"{name} is {value!r}; a limit is a number above 0")
+
+    def inspect(self, payload: Payload, images: Tensor, labels: Tensor) -> Inspection:
+        """Run all tests.
+
+        The model is taken in eval mode, with the buffers that were sent, so that images do not mix.
+
+        Parameters
+        ----------
+        payload
+            What the server sent.
+        images, labels
+            (N, C, H, W) float in [0, 1] and (N,) int64: the client's own, two at least; those of one update, say.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two images.
+        """
+        if len(images) < 2:
+            raise ValueError(f"{len(images)} images; the tests compare the client's images and need at least 2")
+        layers = [name for name, module in payload.model.named_modules() if isinstance(module, nn.Linear)]
+        wide = [name for name in layers[:-1] if len(payload.parameters[f"{name}.weight"]) >= FEWEST_NEURONS]
+        found = [*self._weights(payload, wide), *self._function(payload, wide, images, labels)]
+        limits = {test: getattr(self, test) for test, _, _ in found}
+        warned = [Finding(test, where, value, limits[test]) for test, where, value in found if value > limits[test]]
+        return Inspection(tuple(warned), {test: max(v for t, _, v in found if t == test) for test in limits})
+
+    def _weights(self, payload: Payload, wide: list[str]) -> Iterator[tuple[str, str, float]]:
+        for name in wide:
+            weight = payload.parameters[f"{name}.weight"]
+            yield "parallel", name, aligned(weight, self.cosine)
+            yield "repeated", name, aligned(weight.T, self.cosine)
+        for name, module in payload.model.named_modules():
+            if isinstance(module, nn.modules.conv._ConvNd):
+                kernels = payload.parameters[f"{name}.weight"].abs().flatten(1)
+                if kernels.shape[1] >= SMALLEST_KERNEL:
+                    largest, total = kernels.amax(1), kernels.sum(1)
+                    yield "copying", name, float((largest / (total - largest).clamp_min(1e-12)).nan_to_num(0).max())
+
+    def _function(
+        self, payload: Payload, wide: list[str], images: Tensor, labels: Tensor
+    ) -> Iterator[tuple[str, str, float]]:
+        images, labels = images.to(payload.device, payload.dtype), labels.to(payload.device)
+        mode = payload.model.training
+        payload.model.eval()
+        try:
+            for name, values in outputs(payload, wide, images).items():
+                yield "one_measurement", name, explained(values)
+            rows = gradient_norms(payload, images, labels)
+        finally:
+            payload.model.train(mode)
+        for name, value in rows.items():
+            if name.removesuffix(".weight") in wide:
+                yield "exposed", name, exposed_images(value)
+        layers = [(name, value.square().sum(1).sqrt()) for name, value in rows.items()]
+        snr = {name: dominance(value) for name, value in layers}
+        yield from (("d_snr", name, value) for name, value in snr.items())
+
+
+def aligned(rows: Tensor, cosine: float) -> float:
+    """Largest share of the rows (n, d) that are parallel to one of them, up to sign; 0 if none is to any other."""
+    unit = F.normalize(rows, dim=1)  # rows of zeros stay zero, and are parallel to none
+    most = int(((unit @ unit.T).abs() > cosine).sum(1).max())
+    return most / len(rows) if most > 1 else 0.0
+
+
+def explained(values: Tensor) -> float:
+    """Share of the variance of standardised outputs (N, n) that their first principal component explains, 0..1.
+
+    Neurons that do not vary are left out; 0 if fewer than `FEWEST_NEURONS` do.
+    """
+    centred = values - values.mean(0)
+    spread = centred.norm(dim=0)
+    varying = spread > 1e-6 * values.abs().amax().clamp_min(torch.finfo(values.dtype).tiny)
+    if int(varying.sum()) < FEWEST_NEURONS:
+        return 0.0
+    squares = torch.linalg.svdvals(centred[:, varying] / spread[varying]).square()
+    return float(squares[0] / squares.sum())
+
+
+def exposed_images(norms: Tensor, share: float = 0.99) -> float:
+    """Share of the images that own a neuron: gradient norms (N, n) of N images at n neurons -> 0..1."""
+    total = norms.sum(0)
+    largest, image = norms.max(0)
+    owned = (largest > share * total) & (total > 0)
+    return len(image[owned].unique()) / len(norms)
+
+
+def dominance(norms: Tensor) -> float:
+    """Largest of (N,) norms over the sum of the others; 0 where there is no gradient at all."""
+    largest, total = norms.max(), norms.sum()
+    return float((largest / (total - largest).clamp_min(1e-12 * total)).nan_to_num(0.0))
+
+
+def outputs(payload: Payload, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """(N, n) what the named layers give before their activation, averaged over positions if they see several."""
+    found: dict[str, Tensor] = {}
+    modules = dict(payload.model.named_modules())
+    hooks = [
+        modules[name].register_forward_hook(lambda _m, _i, out, name=name: found.__setitem__(name, out.detach()))
+        for name in names
+    ]
+    try:
+        with torch.no_grad():
+            functional_call(payload.model, {**payload.parameters, **payload.buffers}, (images,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: value.flatten(1, -2).mean(1) if value.ndim > 2 else value for name, value in found.items()}
+
+
+def gradient_norms(payload: Payload, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """(N, n) norm of every image's gradient at every neuron or kernel, by the name of the layer's weight."""
+    layers = {name for name, value in payload.parameters.items() if name.endswith("weight") and value.ndim > 1}
+    others = {name: value for name, value in payload.parameters.items() if name not in layers}
+
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        logits = functional_call(payload.model, {**weights, **others, **payload.buffers}, (image.unsqueeze(0),))
+        return F.cross_entropy(logits, label.unsqueeze(0))
+
+    weights = {name: payload.parameters[name] for name in payload.parameters if name in layers}
+    parts = []
+    for x, y in zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True):
+        each = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)
+        parts.append({name: value.flatten(2).norm(dim=2) for name, value in each.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in weights}

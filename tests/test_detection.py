@@ -1,0 +1,179 @@
+"""A client's tests on what it was sent: hand-made cases with known values, all attacks, honest models of every kind."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
+from leaklearn.data import load
+from leaklearn.federated import Payload
+from leaklearn.federated.detection import (
+    Detector,
+    aligned,
+    dominance,
+    explained,
+    exposed_images,
+    gradient_norms,
+)
+from leaklearn.learning import Recipe, train
+from leaklearn.models import build
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def batch(data):
+    return data.train.images[:64].float() / 255, data.train.labels[:64]
+
+
+class Perceptron(nn.Module):
+    """An honest network with a wide fully connected first layer, as an attack has one."""
+
+    def __init__(self, data, seed=0):
+        super().__init__()
+        self.shape = data.info.shape
+        torch.manual_seed(seed)
+        size = data.train.images[0].numel()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(size, 256), nn.ReLU(), nn.Linear(256, 64), nn.ReLU())
+        self.head = nn.Linear(64, data.num_classes)
+
+    def features(self, images):
+        return self.layers(images)
+
+    def forward(self, images):
+        return self.head(self.layers(images))
+
+
+# ---- what each test measures, by hand --------------------------------------------------------------------------------
+
+
+def test_aligned_counts_parallel_rows():
+    base = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
+    rows = torch.cat([base * torch.tensor([[1.0], [-2.0], [0.5], [3.0], [7.0], [0.1]]), other])
+    assert aligned(rows, 0.999) == pytest.approx(0.6)
+    assert aligned(torch.zeros(5, 10), 0.999) == 0
+    assert aligned(torch.randn(64, 100, generator=torch.Generator().manual_seed(2)), 0.999) == 0
+
+
+def test_explained_is_one_for_one_measurement_whatever_scales_and_offsets():
+    h = torch.rand(40, 1, generator=torch.Generator().manual_seed(0))
+    scale, offset = torch.linspace(-3, 5, 20), torch.linspace(-1, 1, 20)
+    assert explained(h * scale + offset) == pytest.approx(1.0, abs=1e-5)
+    independent = torch.randn(4000, 20, generator=torch.Generator().manual_seed(1))
+    assert explained(independent) == pytest.approx(1 / 20, rel=0.25)
+    assert explained(h.expand(-1, 8)) == 0.0  # too few neurons
+    assert explained(torch.ones(40, 20)) == 0.0  # none varies
+
+
+def test_exposed_counts_images_that_own_a_neuron():
+    norms = torch.tensor([[5.0, 0.0, 0.0, 1.0], [0.0, 0.0, 1e-4, 1.0], [0.0, 0.0, 1.0, 0.5], [0.001, 0.0, 0.0, 0.0]])
+    assert exposed_images(norms) == pytest.approx(2 / 4)  # image 0 owns neuron 0, image 2 neuron 2
+    assert exposed_images(torch.zeros(4, 3)) == 0
+
+
+def test_dominance_is_the_published_ratio():
+    assert dominance(torch.tensor([6.0, 1.0, 2.0])) == pytest.approx(2.0)
+    assert dominance(torch.ones(10)) == pytest.approx(1 / 9)
+    assert dominance(torch.zeros(3)) == 0
+
+
+def test_gradient_norms_against_one_image_after_another(data, batch):
+    model = Perceptron(data)
+    found = gradient_norms(Payload.of(model), batch[0][:5], batch[1][:5])
+    assert set(found) == {"layers.1.weight", "layers.3.weight", "head.weight"}
+    for i in range(5):
+        loss = F.cross_entropy(model(batch[0][i : i + 1]), batch[1][i : i + 1])
+        slow = torch.autograd.grad(loss, model.layers[1].weight)[0].norm(dim=1)
+        assert torch.allclose(found["layers.1.weight"][i], slow, atol=1e-6)
+
+
+# ---- attacks ---------------------------------------------------------------------------------------------------------
+
+ATTACKS = {
+    "Robbing the Fed": (RobbingTheFed(), {"parallel", "repeated", "one_measurement"}),
+    "Robbing the Fed, random measurement": (RobbingTheFed(measurement="random"), {"parallel", "one_measurement"}),
+    "Robbing the Fed, DCT": (RobbingTheFed(measurement="dct"), {"parallel", "one_measurement"}),
+    "Robbing the Fed, bounded": (RobbingTheFed(activation="bounded"), {"parallel", "one_measurement", "exposed"}),
+    "LOKI": (Loki(), {"parallel", "one_measurement", "exposed", "copying"}),
+    "trap weights": (TrapWeights(), {"repeated", "exposed"}),
+}
+
+
+@pytest.mark.parametrize("network", ["lenet", "convnet"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_are_seen(data, batch, name, network):
+    attack, marks = ATTACKS[name]
+    found = Detector().inspect(attack.payload(build(network, data), data.test), *batch)
+    assert found.suspicious
+    assert marks <= {warning.test for warning in found.warnings}
+    assert "above" in str(found)
+
+
+def first_layer_only(payload, noise, seed=0):
+    """fc2 no longer equal for all neurons, and fc1's rows disguised by relative noise."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def blur(value, size):
+        return value + size * value.norm() / value.numel() ** 0.5 * torch.randn(value.shape, generator=generator)
+
+    changed = {"block.fc2.weight": blur(payload.parameters["block.fc2.weight"], 1.0)}
+    if noise:
+        rows = payload.parameters["block.fc1.weight"]
+        spread = rows.norm(dim=1, keepdim=True) / rows.shape[1] ** 0.5
+        changed["block.fc1.weight"] = rows + noise * spread * torch.randn(rows.shape, generator=generator)
+    return replace(payload, parameters={**payload.parameters, **changed})
+
+
+def test_disguised_weights_are_seen_by_what_they_do(data, batch):
+    """Rows and columns made unequal: the tests on weights are blind, those on the client's own images are not."""
+    payload = first_layer_only(RobbingTheFed(activation="bounded").payload(build("lenet", data), data.test), 0.1)
+    found = Detector().inspect(payload, *batch)
+    assert not {"parallel", "repeated"} & {w.test for w in found.warnings if "fc1" in w.where}
+    assert "exposed" in {w.test for w in found.warnings}
+
+
+def test_what_it_does_not_see(data, batch):
+    """ReLU bins under enough disguise pass all tests on their first layer: no image has a neuron to itself there."""
+    payload = first_layer_only(RobbingTheFed().payload(build("lenet", data), data.test), 1.0)
+    found = Detector().inspect(payload, *batch)
+    assert not [w for w in found.warnings if "fc1" in w.where]
+
+
+# ---- honest models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("network", ["lenet", "convnet", "resnet18", "perceptron"])
+def test_honest_models_are_not_flagged(data, batch, network, norm):
+    small = {"lenet": 12, "convnet": 16, "resnet18": 8}
+    if network == "perceptron":
+        models = [Perceptron(data, seed) for seed in range(3)]
+    else:
+        models = [build(network, data, norm=norm, width=small[network], seed=seed) for seed in range(2)]
+    for model in models:
+        found = Detector().inspect(Payload.of(model), *batch)
+        assert not found.suspicious, str(found)
+    steps = 20 if network == "resnet18" else 60
+    trained = train(models[0], data.train[:1000], test=data.test[:200], recipe=Recipe(steps=steps), evaluate_every=0)
+    found = Detector().inspect(Payload.of(trained.model), *batch)
+    assert not found.suspicious, str(found)
+
+
+def test_modes_and_errors(data, batch):
+    model = build("convnet", data, width=4)
+    payload = Payload.of(model.train())
+    Detector().inspect(payload, batch[0][:4], batch[1][:4])
+    assert payload.model.training
+    assert not Detector().inspect(payload, batch[0][:4], batch[1][:4]).suspicious
+    assert str(Detector().inspect(payload, batch[0][:4], batch[1][:4])) == "nothing suspicious"
+    with pytest.raises(ValueError, match="1 images; the tests compare"):
+        Detector().inspect(payload, batch[0][:1], batch[1][:1])
+    with pytest.raises(ValueError, match="exposed is -1"):
+        Detector(exposed=-1)
