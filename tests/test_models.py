@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch.func import functional_call, grad, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy, gelu
 
 from leaklearn.data import DataInfo, ImageSet
-from leaklearn.models import ACTIVATIONS, NETWORKS, NORMS, build
+from leaklearn.models import ACTIVATIONS, NETWORKS, NORMS, Residual, build
 
 CLIENTS, BATCH, STEPS, LR = 3, 4, 2, 0.05
 
@@ -22,6 +22,18 @@ def small(name, norm=None, **settings):
 
 def state(model):
     return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def test_the_projection_of_a_block_is_a_strided_convolution():
+    block = Residual(6, 10, 2, "none", "gelu")
+    images = torch.rand(3, 6, 9, 12, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    projection = block.shortcut[0]
+    strided = conv2d(images, projection.weight, projection.bias, stride=2)
+    expected = gelu(block.second(block.first(images)) + strided)
+    torch.testing.assert_close(block(images), expected)
+    wanted = [images, projection.weight]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (block(images), expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
