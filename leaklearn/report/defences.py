@@ -66,7 +66,8 @@ def trade_off_chart(table: pd.DataFrame) -> Figure:
     """Worth of the leak against the federation's accuracy, a panel an attack: a line a defence, a mark a strength.
 
     Means over seeds. On the dashed diagonal a model trained on the leak is as good as the federation: below it an
-    attacker who also takes part gains nothing. The number beside a mark is its strength.
+    attacker who also takes part gains nothing. The number beside a mark is its strength; where marks lie on each other
+    only the first has one.
 
     Parameters
     ----------
@@ -79,14 +80,16 @@ def trade_off_chart(table: pd.DataFrame) -> Figure:
         mine = table[table["attack"] == attack]
         measures = ["accuracy_of_federation", "accuracy_of_leak"]
         mean = mine.groupby(["defence", "strength"], sort=False)[measures].mean().reset_index()
+        noted: list[tuple[float, float]] = []
         for defence, rows in mean.groupby("defence", sort=False):
             name, colour, marker = LOOKS[defence]
             x, y = (100 * rows[measure] for measure in measures)
             size = 13 if defence == NONE else 7
             ax.plot(x, y, marker=marker, color=colour, markersize=size, linewidth=1.2, label=name, alpha=0.9)
             for at, height, strength in zip(x, y, rows["strength"], strict=True):
-                if len(rows) > 1:
+                if len(rows) > 1 and not any(abs(at - a) < 5 and abs(height - h) < 4 for a, h in noted):
                     ax.annotate(f"{strength:g}", (at, height), (5, 4), textcoords="offset points", fontsize=8)
+                    noted.append((at, height))
         ax.plot([0, 100], [0, 100], "--", color=PAPER_COLOUR, linewidth=1.2, zorder=0)
         ax.set_title(attack_name(attack))
         ax.set_xlabel("accuracy of the federation (%)")
@@ -176,12 +179,12 @@ def epsilon_chart(
     for attack, rows in crossings[crossings["side"] == "crosses"].groupby("attack", sort=False):
         at, height = rows["epsilon"].median(), 100 * rows["accuracy"].mean()
         ax.plot([at], [height], "*", color=colours.get(attack, COLOURS["gi"]), markersize=15, markeredgecolor="black")
-        note = f"ε = {at:,.0f}" if at >= 10 else f"ε = {at:.1f}"
-        ax.annotate(note, (at, height), (0, 11), textcoords="offset points", ha="center", fontsize=10)
+        note = f"ε = {at:,.1f}" if at < 10 else f"ε = {at:,.0f}" if at < 1e5 else f"ε = {at / 1e6:.1f} million"
+        ax.annotate(note, (at, height), (0, 24), textcoords="offset points", ha="center", fontsize=10)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(10, numticks=12))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0, 106)
+    ax.set_ylim(0, 110)
     ax.yaxis.set_major_formatter(PercentFormatter())
     delta, what = mine["delta"].iloc[0], "an image" if defence == "dp_sgd" else "a client"
     ax.set_xlabel(f"ε of {what} over the whole training (δ = {delta:.2g}); less noise to the right")
