@@ -25,8 +25,9 @@ class Progress:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._bar: tqdm | None = None
-        self._begun = self._spoken = time.monotonic()
-        self._current = ""
+        self._begun: dict[str, float] = {}
+        self._spoken: dict[str, float] = {}
+        self._running: dict[str, int] = {}
 
     def __enter__(self) -> "Progress":
         return self
@@ -45,24 +46,35 @@ class Progress:
     def cell(self, notebook: str, number: int) -> None:
         """Say that a cell starts."""
         now = time.monotonic()
-        if notebook != self._current:
-            self._current, self._begun, self._spoken = notebook, now, now
+        if notebook not in self._begun:
+            self._begun[notebook] = self._spoken[notebook] = now
             if self._bar.disable:
                 self._write(f"{notebook} starts")
-        if self._bar.disable and now - self._spoken >= HEARTBEAT:
-            self._spoken = now
-            self._write(f"{notebook}: cell {number} starts after {now - self._begun:.0f} s")
-        self._bar.set_postfix_str(f"{notebook}, cell {number}")
+        if self._bar.disable and now - self._spoken[notebook] >= HEARTBEAT:
+            self._spoken[notebook] = now
+            self._write(f"{notebook}: cell {number} starts after {now - self._begun[notebook]:.0f} s")
+        self._running[notebook] = number
+        self._show_running()
 
     def outcome(self, outcome: Outcome) -> None:
         """Say how a notebook went."""
         how = f"FAILED: {outcome.error}" if outcome.error else "ok"
-        self._write(f"{outcome.notebook}: {outcome.seconds:.1f} s, {outcome.peak_mib:.0f} MiB, {how}")
+        self._write(f"{outcome.notebook}: {outcome.seconds:.1f} s, {_mib(outcome)} MiB, {how}")
+        self._running.pop(outcome.notebook, None)
         self._bar.update()
+        self._show_running()
+
+    def _show_running(self) -> None:
+        texts = [f"{notebook}, cell {number}" for notebook, number in list(self._running.items())]
+        self._bar.set_postfix_str("; ".join(texts))
 
     def _write(self, line: str) -> None:
         tqdm.write(line, file=self._stream)
         self._stream.flush()
+
+
+def _mib(outcome: Outcome) -> str:
+    return f"{outcome.peak_mib:.0f}" if outcome.peak_mib == outcome.peak_mib else "?"
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
@@ -72,7 +84,7 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
             "notebook": outcome.notebook,
             "result": "failed" if outcome.error else "ok",
             "seconds": f"{outcome.seconds:.1f}",
-            "peak MiB": f"{outcome.peak_mib:.0f}",
+            "peak MiB": _mib(outcome),
         }
         for outcome in outcomes
     ]

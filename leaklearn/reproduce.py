@@ -1,4 +1,4 @@
-"""Run the notebooks with papermill and write the report; a failure is recorded and the rest goes on.
+"""Run the notebooks with papermill, several at once, and write the report; a failure is recorded, the rest goes on.
 
 Each notebook saves its own results by way of `leaklearn.report`, which puts them in place only when complete. The
 runner adds the executed copy: `notebook.ipynb` after a success, `notebook.failed.ipynb` after a failure.
@@ -8,12 +8,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread
+from threading import Event
 
 import papermill
 import psutil
@@ -26,6 +28,8 @@ from leaklearn.report.run import remove_abandoned
 from leaklearn.settings import Job, plan
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
+MOST_AT_ONCE = 4
+READS_OTHERS = "90"  # notebooks from this number on read what others wrote
 
 OnCell = Callable[[str, int], None]  # the notebook, and the number of the cell that starts, from 1
 
@@ -43,7 +47,7 @@ class Outcome:
     seconds : float
         Time from start to end, kernel included.
     peak_mib : float
-        Largest resident memory of the kernel and its children, sampled, in MiB.
+        Largest resident memory of the kernel in MiB, as its provenance says; NaN where it wrote none.
     """
 
     notebook: str
@@ -58,6 +62,7 @@ def reproduce(
     assignments: Iterable[str] = (),
     *,
     paths: Paths = REPOSITORY,
+    at_once: int | None = None,
     on_start: Callable[[list[Job]], None] = lambda jobs: None,
     on_cell: OnCell = lambda notebook, cell: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -68,13 +73,15 @@ def reproduce(
     ----------
     preset, only, assignments, paths
         What to run; see `leaklearn.settings.plan`.
+    at_once : int or None
+        Notebooks that run at a time, which share the cores; by default as `notebooks_at_once` says.
     on_start, on_cell, on_outcome : callable
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
     Returns
     -------
     outcomes : list of Outcome
-        One for each notebook, failed or not.
+        One for each notebook, failed or not, in their order.
     report : Path
         The HTML page over all results of the preset.
 
@@ -84,45 +91,77 @@ def reproduce(
         If anything in the request is wrong; nothing has run then.
     """
     jobs = plan(preset, only, assignments, paths)
+    at_once = notebooks_at_once(jobs) if at_once is None else at_once
+    if at_once < 1:
+        raise ValueError(f"{at_once} notebooks cannot run at once; it is 1 or more")
     on_start(jobs)
-    outcomes = []
-    with this_python_as_kernel():
-        for job in jobs:
-            outcomes.append(execute(job, preset, paths, on_cell))
-            on_outcome(outcomes[-1])
-    return outcomes, html.write(preset, paths)
+    outcomes: dict[str, Outcome] = {}
+    stopping = Event()
+    waves = [job for job in jobs if job.notebook < READS_OTHERS], [job for job in jobs if job.notebook >= READS_OTHERS]
+    with this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
+        try:
+            for wave in waves:
+                for done in as_completed([pool.submit(execute, job, preset, paths, on_cell, stopping) for job in wave]):
+                    outcomes[done.result().notebook] = done.result()
+                    on_outcome(done.result())
+        except BaseException:  # interrupted or terminated
+            stopping.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in psutil.Process().children(recursive=True):  # the kernels, whose notebooks end with them
+                child.kill()
+            raise
+    return [outcomes[job.notebook] for job in jobs], html.write(preset, paths)
 
 
-def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell = lambda notebook, cell: None) -> Outcome:
-    """Run one notebook and file its executed copy; whatever goes wrong in it is in the outcome, not raised."""
+def notebooks_at_once(jobs: Sequence[Job]) -> int:
+    """One a core, four at most, and one alone where a GPU computes: small networks leave a second core idle."""
+    if any(job.parameters.get("device", "cpu") != "cpu" for job in jobs):
+        return 1
+    return max(1, min(cores(), len(jobs), MOST_AT_ONCE))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Event) -> Outcome:
+    """Run one notebook and file its executed copy; whatever goes wrong in it is in the outcome, not raised.
+
+    Once `stopping` is set, kernels are killed, and what they leave is removed.
+    """
     folder = paths.outputs / preset
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder, job.notebook)
     copy = folder / f".{job.notebook}.{os.getpid()}.ipynb"
     error, begun = "", time.perf_counter()
-    with peak_memory() as peak:
-        try:
-            papermill.execute_notebook(
-                paths.notebook(job.notebook),
-                copy,
-                job.parameters,
-                kernel_name="python3",
-                progress_bar=False,
-                start_timeout=START_TIMEOUT,
-                coalesce_streams=True,
-                on_cell_start=lambda cell, cell_index: on_cell(job.notebook, cell_index + 1),
-            )
-        except PapermillExecutionError as failure:
-            error = _one_line(f"{failure.ename}: {failure.evalue}")
-        except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
-            error = _one_line(f"{type(failure).__name__}: {failure}")
-        except BaseException:  # interrupted or terminated
-            copy.unlink(missing_ok=True)
-            remove_abandoned(folder, job.notebook)
-            raise
+    try:
+        papermill.execute_notebook(
+            paths.notebook(job.notebook),
+            copy,
+            job.parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=START_TIMEOUT,
+            coalesce_streams=True,
+            on_cell_start=lambda cell, cell_index: on_cell(job.notebook, cell_index + 1),
+        )
+    except PapermillExecutionError as failure:
+        error = _one_line(f"{failure.ename}: {failure.evalue}")
+    except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
+        error = _one_line(f"{type(failure).__name__}: {failure}")
     remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
-    _file_copy(copy, paths.results(preset, job.notebook), failed=bool(error))
-    return Outcome(job.notebook, error, time.perf_counter() - begun, peak())
+    if stopping.is_set():
+        copy.unlink(missing_ok=True)
+        return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
+    results = paths.results(preset, job.notebook)
+    _file_copy(copy, results, failed=bool(error))
+    peak = nan if error else _read_json(results / "provenance.json").get("peak_memory_mib") or nan
+    return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
+
+
+def _read_json(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _file_copy(copy: Path, results: Path, failed: bool) -> None:
@@ -141,8 +180,11 @@ def _one_line(message: str) -> str:
 
 
 @contextmanager
-def this_python_as_kernel() -> Iterator[None]:
-    """Make the kernel name `python3` mean the running interpreter, whatever kernels the user has installed."""
+def this_python_as_kernel(threads: int) -> Iterator[None]:
+    """Make the kernel name `python3` mean the running interpreter, whatever kernels the user has installed.
+
+    It computes on so many threads, unless the user has set OMP_NUM_THREADS.
+    """
     before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
@@ -152,6 +194,7 @@ def this_python_as_kernel() -> Iterator[None]:
         # A cell's error reaches the notebook; the kernel's own log would only tell of unencrypted sockets on localhost
         # and, after an interruption, of closed ones.
         described["argv"].append("--IPKernelApp.log_level=50")
+        described["env"] = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         spec.write_text(json.dumps(described))
         os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
         try:
@@ -160,24 +203,3 @@ def this_python_as_kernel() -> Iterator[None]:
             os.environ.pop("JUPYTER_PATH")
             if before is not None:
                 os.environ["JUPYTER_PATH"] = before
-
-
-@contextmanager
-def peak_memory(every: float = 0.1) -> Iterator[Callable[[], float]]:
-    """Sample the resident memory of this process's children; the yielded function gives the peak so far in MiB."""
-    largest, done = [0.0], Event()
-
-    def sample() -> None:
-        me = psutil.Process()
-        while not done.wait(every):
-            with suppress(psutil.Error):  # a child that has just ended
-                resident = sum(child.memory_info().rss for child in me.children(recursive=True))
-                largest[0] = max(largest[0], resident / 2**20)
-
-    thread = Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield lambda: largest[0]
-    finally:
-        done.set()
-        thread.join()
