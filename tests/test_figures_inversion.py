@@ -175,8 +175,10 @@ def test_scrubbing_changes_the_picture_and_keeps_places(monkeypatch):
     truth = torch.rand(2, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     last = shuffled(truth)
     drawn = []
-    monkeypatch.setattr("leaklearn.widgets.labelled_rows", lambda rows, title: drawn.append(rows) or plt.figure())
-    step, client, _ = scrub_iterations({0: 0.5 * last, 50: 0.9 * last, 100: last}, truth).children
+    monkeypatch.setattr(
+        "leaklearn.widgets.inversion.labelled_rows", lambda rows, title: drawn.append(rows) or plt.figure()
+    )
+    step, client, *_ = scrub_iterations({0: 0.5 * last, 50: 0.9 * last, 100: last}, truth).children
     assert step.options == (0, 50, 100)
     step.value = 50
     client.value = 1
@@ -194,20 +196,23 @@ def test_widgets_show_pictures_that_react():
     first = scrub_iterations({0: torch.rand(images.shape), 9: shuffled(images)}, truth)
     second = compare_attacks({"dlg": 0.7 * images, "fast": shuffled(images)}, truth)
     for widget, changes in ((first, (0, 1)), (second, (1, 2))):
-        *controls, picture = widget.children
+        *controls, line, picture = widget.children
         seen = {bytes(picture.value)}
         for control, value in zip(controls, changes, strict=True):
             control.value = value
             seen.add(bytes(picture.value))
         assert len(seen) == 3
         assert all(value.startswith(b"\x89PNG") for value in seen)
+        assert " dB</b>" in line.value
     assert not plt.get_fignums()
 
 
 def test_comparison_shows_each_attack_with_its_own_assignment(monkeypatch):
     truth = torch.rand(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     drawn = []
-    monkeypatch.setattr("leaklearn.widgets.labelled_rows", lambda rows, title: drawn.append(rows) or plt.figure())
+    monkeypatch.setattr(
+        "leaklearn.widgets.inversion.labelled_rows", lambda rows, title: drawn.append(rows) or plt.figure()
+    )
     widget = compare_attacks({"a": shuffled(truth, 1), "b": shuffled(truth, 2)}, truth)
     widget.children[0].value = 1
     widget.children[1].value = 3

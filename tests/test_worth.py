@@ -100,7 +100,7 @@ def graded(count=40):
     number = torch.arange(count)
     leak = Leak(torch.rand(count, 1, 16, 16), torch.ones(count), number, number, number, number % 4)
     frame = {name: torch.rand(count, generator=torch.Generator().manual_seed(i)) for i, name in enumerate(MEASURES)}
-    return Graded(leak, pd.DataFrame(frame).assign(attack="fast"))
+    return Graded(leak, pd.DataFrame(frame).assign(attack="fast"), (255 * leak.images).to(torch.uint8))
 
 
 def test_groups_are_cut_from_the_worst_and_wrong_labels_are_wrong():

@@ -39,10 +39,13 @@ class Graded:
         The reconstructions with the labels of the images that they belong to.
     measures : DataFrame
         A row a reconstruction: attack (how it was inverted) and the measures.
+    truth : Tensor
+        (M, C, H, W) uint8: the image that each shows.
     """
 
     leak: Leak
     measures: pd.DataFrame
+    truth: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +158,7 @@ def grade(
     progress: bool = True,
 ) -> Graded:
     """Invert each share of the clients by its attack and measure every reconstruction that was found."""
-    leaks, frames = [], []
+    leaks, frames, truths = [], [], []
     for share, attack in zip(shares, attacks, strict=True):
         taken = harvest(data, list(share), attack, seed=seed, cache=cache, device=device, progress=progress)
         found = taken.quality[taken.quality["reconstruction"] >= 0]
@@ -167,7 +170,8 @@ def grade(
         about = {"attack": name, "perceptual": perceptual.cpu().numpy(), "feature": feature.cpu().numpy()}
         frames.append(found[["psnr", "ssim"]].reset_index(drop=True).assign(**about))
         leaks.append(leak)
-    return Graded(merge(leaks), pd.concat(frames, ignore_index=True))
+        truths.append(true.cpu())
+    return Graded(merge(leaks), pd.concat(frames, ignore_index=True), torch.cat(truths))
 
 
 def trainings(graded: Graded, groups: int, classes: int, seed: int) -> list[tuple[dict[str, str], Tensor, Tensor]]:

@@ -6,9 +6,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from leaklearn.evaluation.statistics import summarise
 from leaklearn.experiments.label_matching import BASE
+from leaklearn.leaks import Leak
+from leaklearn.report.pictures import draw_image
 from leaklearn.report.style import COLOURS, PALETTE, PAPER_COLOUR
 
 METHODS = {
@@ -149,4 +152,33 @@ def training_chart(table: pd.DataFrame, labels_per_class: int) -> Figure:
         ax.set_title(f"{name}: trained on what leaked")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=2)
+    return fig
+
+
+def matched_pictures(leak: Leak, truth: Tensor, sure: float, columns: int = 10) -> Figure:
+    """Leaked images with their matched labels: blue frames are right, orange ones wrong, grey ones not sure enough.
+
+    Parameters
+    ----------
+    leak
+        M images with labels and their confidence.
+    truth
+        (M,) the labels that they really have.
+    sure
+        Confidence from which on a label is kept, 0..1.
+    columns
+        Images in a row.
+    """
+    lines = -(-len(leak) // columns)
+    fig, grid = plt.subplots(lines, columns, figsize=(0.95 * columns, 1.35 * lines + 0.4), squeeze=False)
+    for ax in grid.flat:
+        ax.axis("off")
+    for ax, image, label, true, confidence in zip(
+        grid.flat, leak.images, leak.labels.tolist(), truth.tolist(), leak.label_confidence.tolist(), strict=False
+    ):
+        kept, right = confidence >= sure, label == true
+        colour = PALETTE["blue" if right else "vermilion"] if kept else PAPER_COLOUR
+        text = f"{label}" if right else f"{label}, not {true}"
+        draw_image(image, ax, f"{text}\n{confidence:.2f}", colour).axis("on")
+    fig.suptitle("What the attacker takes each image for, and how sure it is", x=0.01, ha="left")
     return fig

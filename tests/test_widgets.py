@@ -1,0 +1,126 @@
+"""Explorers: what they say is what was measured, they react to every control, and compute nothing twice."""
+
+import pandas as pd
+import pytest
+import torch
+
+from leaklearn.data import load
+from leaklearn.data.views import Views
+from leaklearn.experiments.label_examples import MatchedExample, match_examples
+from leaklearn.experiments.label_matching import MatchingCase
+from leaklearn.experiments.quality_groups import MEASURES, Graded, GroupComparison
+from leaklearn.experiments.semi_supervised import SemiComparison
+from leaklearn.experiments.setting import Setting
+from leaklearn.leaks import Leak
+from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, linear
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("mnist5k")
+
+
+def leak_of(count, labels=None, confidence=None):
+    number = torch.arange(count)
+    images = torch.rand(count, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    return Leak(images, torch.ones(count), number, number, number, labels, {}, confidence)
+
+
+def pictures(widget, moves):
+    """The picture at first and after each move (control, value)."""
+    *controls, line, picture = widget.children
+    seen, lines = [bytes(picture.value)], [line.value]
+    for control, value in moves:
+        controls[control].value = value
+        seen.append(bytes(picture.value))
+        lines.append(line.value)
+    assert all(each.startswith(PNG) for each in seen)
+    return seen, lines
+
+
+def test_layer_says_what_the_attack_scores_and_computes_it_once(data, monkeypatch):
+    scored, real = [], linear.attack_round
+
+    def counted(*arguments, **options):
+        scored.append(real(*arguments, **options))
+        return scored[-1]
+
+    monkeypatch.setattr(linear, "attack_round", counted)
+    widget = explore_layer(data, fc_factors=[0.5, 4.0], images_per_client=[8, 16])
+    seen, lines = pictures(widget, [(0, 0.5), (1, 8), (2, 3), (2, 0), (1, 16), (0, 4.0)])
+    assert len(scored) == 4  # the last three had been asked for before
+    assert seen[-1] == seen[0]
+    assert len(set(seen)) >= 4
+    assert lines[0].startswith(f"<b>{100 * scored[0].score.leak_rate:.0f} % of 16 images leak</b> through 64 neurons")
+    assert f"{100 * (1 - 1 / 64) ** 15:.1f} %" in lines[0]
+
+
+def test_matching_counts_the_labels_that_it_keeps():
+    labels, truth = torch.tensor([3, 1, 4, 1]), torch.tensor([3, 1, 4, 2])
+    example = MatchedExample(
+        {
+            "combined": leak_of(4, labels, torch.tensor([0.999, 0.96, 0.6, 0.85])),
+            "bin_scan": leak_of(4, truth, torch.full((4,), 0.7)),
+        },
+        truth,
+    )
+    widget = explore_matching({"base": example})
+    seen, lines = pictures(widget, [(2, 0.8), (2, 0.99), (1, "bin_scan"), (2, 0.0)])
+    assert "4 of 4 labels kept, 75.0 % of them right" in lines[0]
+    assert "3 of 4 labels kept, 66.7 % of them right" in lines[1]
+    assert "1 of 4 labels kept, 100.0 % of them right" in lines[2]
+    assert "0 of 4 labels kept, none of them right" in lines[3]
+    assert "4 of 4 labels kept, 100.0 % of them right" in lines[4]
+    assert len(set(seen)) == 5
+    with pytest.raises(ValueError, match="no examples"):
+        explore_matching({})
+
+
+def test_examples_have_a_label_for_each_image_that_leaked(data):
+    base = Setting("robbing_the_fed", fc_factor=4.0, clients=1, images_per_client=16)
+    cases = [MatchingCase("base", "", base), MatchingCase("without", "skip", base, skip=False)]
+    found = match_examples(data, cases, width=8)
+    assert list(found) == ["base", "without: skip"]
+    example = found["base"]
+    assert set(example.by_method) == {"combined", "regression", "bin_scan"}
+    assert (example.by_method["combined"].labels == example.truth).float().mean() > 0.9
+    assert int(example.truth.min()) >= 0
+
+
+def test_quality_goes_from_the_worst_to_the_best():
+    count, generator = 40, torch.Generator().manual_seed(1)
+    measures = pd.DataFrame({name: torch.rand(count, generator=generator).numpy() for name in MEASURES})
+    leak = leak_of(count, torch.zeros(count, dtype=torch.long))
+    about = {"labels": "right", "images": 10}
+    rows = [
+        {"measure": name, "group": str(group), "accuracy": 0.1 * group, "equivalent_images": 7.0 * group, **about}
+        for name in MEASURES
+        for group in (1, 2, 3, 4)
+    ]
+    rows.append({**rows[0], "group": "1-4", "accuracy": 0.99})
+    graded = Graded(leak, measures, (255 * leak.images).to(torch.uint8))
+    widget = explore_quality(GroupComparison(pd.DataFrame(rows), pd.DataFrame(), graded))
+    seen, lines = pictures(widget, [(1, 0), (1, 100), (0, "feature")])
+    assert "Group 1 of 4 by psnr: 10 reconstructions train to <b>10.0 %</b>, as <b>7 clean images</b>" in lines[1]
+    assert "Group 4 of 4 by psnr: 10 reconstructions train to <b>40.0 %</b>, as <b>28 clean images</b>" in lines[2]
+    assert "by feature" in lines[3]
+    assert len(set(seen)) == 4
+
+
+def test_labelling_shows_accuracies_and_views():
+    rows = [
+        {"method": method, "labels_per_class": count, "seed": seed, "accuracy": accuracy}
+        for method, accuracy in (("labelled_only", 0.5), ("fixmatch", 0.75), ("comatch", 0.8))
+        for count in (1, 4)
+        for seed in (0, 1)
+    ]
+    rows.append({"method": "all_labels", "labels_per_class": None, "seed": 0, "accuracy": 0.97})
+    table = pd.DataFrame(rows)
+    table.loc[(table["method"] == "comatch") & (table["labels_per_class"] == 4), "accuracy"] = 0.9
+    comparison = SemiComparison(table, pd.DataFrame(), leak_of(5), torch.arange(2))
+    seen, lines = pictures(explore_labelling(comparison, Views(pad=1, cutout=4)), [(1, 2), (0, 4), (1, 0)])
+    assert lines[0] == "labelled images alone <b>50.0 %</b>; FixMatch <b>75.0 %</b>; CoMatch <b>80.0 %</b>"
+    assert lines[2].endswith("CoMatch <b>90.0 %</b>")
+    assert seen[0] == seen[3] != seen[1]
