@@ -74,11 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="change a parameter in every chosen notebook that has it",
     )
+    command.add_argument(
+        "--jobs", type=int, metavar="N", help="notebooks at once (default: one a core, 4 at most; one alone on a GPU)"
+    )
     command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
     command.set_defaults(run=_reproduce)
 
     command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
     command.set_defaults(run=_data)
+
+    command = commands.add_parser("readme", help="write the README's table from the results of a preset")
+    command.add_argument("--preset", default="laptop", help="whose results (default: laptop)")
+    command.set_defaults(run=_readme)
     return parser
 
 
@@ -103,6 +110,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
             options.only,
             options.set,
             paths=paths,
+            at_once=options.jobs,
             on_start=shown.start,
             on_cell=shown.cell,
             on_outcome=shown.outcome,
@@ -134,6 +142,15 @@ def _data(options: argparse.Namespace, paths: Paths) -> int:
     _say(progress.aligned(rows))
     if how:
         _say("\nHow to get the others:\n" + progress.aligned(how, header=False))
+    return 0
+
+
+def _readme(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn.report import readme
+
+    results = readme.update(options.preset, paths)
+    minutes = sum(found["minutes"] for found in results.values())
+    _say(f"README.md and docs/results.json: {len(results)} notebooks, {minutes:.0f} minutes")
     return 0
 
 

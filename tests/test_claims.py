@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from leaklearn.paths import REPOSITORY
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts
 from leaklearn.report.paper import CLAIMS, NUMBERS
 from leaklearn.report.rules import VERDICTS, closed_form, leaked_share, training_order
@@ -47,6 +48,12 @@ def verdict(findings):
 
 ALL = {"fedavg": 0.7, "gi": 0.8, "lll": 0.9, "centralised": 0.95}
 NO_GI = {"fedavg": 0.7, "lll": 0.9, "centralised": 0.95}
+
+
+@pytest.mark.parametrize("statement", [*CLAIMS, *NUMBERS], ids=lambda statement: statement.id)
+def test_the_figure_of_a_claim_is_drawn_by_its_notebook(statement):
+    source = REPOSITORY.notebook(statement.notebook).read_text(encoding="utf-8")
+    assert f'\\"{statement.figure}\\"' in source
 
 
 def test_every_claim_and_number_has_a_verdict_without_any_result():

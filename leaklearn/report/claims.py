@@ -12,7 +12,7 @@ from leaklearn.report import inversion_rules, learning_rules, non_iid_rules, pap
 from leaklearn.report.rules import NOT_RUN, Finding
 
 COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
-COLUMNS += ["notebook", "text"]
+COLUMNS += ["notebook", "figure", "text"]
 
 Rule = Callable[[pd.DataFrame], list[Finding]]
 
@@ -83,12 +83,14 @@ def judge(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         At least one row for each of C1 to C10 and P1 to P7, one for each data set measured. Columns: `claim`,
         `dataset`, `paper` (the paper's figure, for CIFAR-10), `measured`, `low`, `high` (mean and 95 % interval over
         seeds, in `unit`), `target` (the paper's figure as a number in that unit), `verdict` (reproduced, partly, not
-        reproduced, not run), `why`, `notebook`, `detail` (which part of the claim), `text`.
+        reproduced, not run), `why`, `notebook` and `figure` (which show it), `detail` (which part of the claim) and
+        `text`.
     """
     rows = []
     for statement in (*paper.CLAIMS, *paper.NUMBERS):
         for finding in _findings(statement, tables):
             about = {"claim": statement.id, "text": statement.text, "notebook": statement.notebook}
+            about["figure"] = f"fig_{statement.figure}.png"
             rows.append({**asdict(finding), **about, "paper": finding.paper or statement.paper})
     return pd.DataFrame(rows)[COLUMNS]
 

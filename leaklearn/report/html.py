@@ -23,8 +23,9 @@ MARKS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗", "not run
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG as a data URI, with its caption and alternative text."""
+    """A PNG as a data URI, with its file's name, caption and alternative text."""
 
+    file: str
     source: str
     caption: str
     alt: str
@@ -88,6 +89,7 @@ def render(preset: str, paths: Paths = REPOSITORY) -> str:
         marks=MARKS,
         sections=sections,
         linked={each.name for each in sections},
+        drawn={f"{each.name}/{figure.file}" for each in sections for figure in each.figures},
     )
 
 
@@ -140,7 +142,7 @@ def _heading(notebook: Path) -> tuple[str, str]:
 def _figure(file: Path, caption: str, title: str) -> Figure:
     encoded = base64.b64encode(file.read_bytes()).decode("ascii")
     alt = caption or f"{file.stem.removeprefix('fig_').replace('_', ' ')} ({title})"
-    return Figure(f"data:image/png;base64,{encoded}", caption, alt)
+    return Figure(file.name, f"data:image/png;base64,{encoded}", caption, alt)
 
 
 def _checks(notebook: Path) -> list[str]:

@@ -21,14 +21,15 @@ class Statement:
         What it says.
     paper : str
         The paper's figure with its unit and how sure we are of it; empty when we know none.
-    notebook : str
-        The notebook that tests it.
+    notebook, figure : str
+        The notebook that tests it, and the figure of this that shows it best.
     """
 
     id: str
     text: str
     paper: str
     notebook: str
+    figure: str
 
 
 CLAIMS = (
@@ -37,66 +38,83 @@ CLAIMS = (
         "Leaked data train better models than benign FL: FL < GI-leaked ≤ LLL-leaked (ideal labels) ≤ centralised.",
         "72.76 < 90.34 ≤ 93.16 % ≤ unknown",
         "03_training_on_leaked_data",
+        "accuracy",
     ),
     Statement(
         "C2",
         "GI: quality and downstream accuracy fall as the batch grows.",
         "27.88 dB at batch size 4",
         "01_gradient_inversion",
+        "quality",
     ),
-    Statement("C3", "GI: the cost is enormous; how far can it be cut?", "61.17 days", "01_gradient_inversion"),
+    Statement("C3", "GI: the cost is enormous; how far can it be cut?", "61.17 days", "01_gradient_inversion", "cost"),
     Statement(
         "C4",
         "LLL: the leak rate depends on FC factor, clients and local steps as the closed form says.",
         "78.93 / 76.61 / 75.15 % for FC sizes 4, 2, 1 (meaning doubtful)",
         "02_linear_layer_leakage",
+        "leak_rate",
     ),
     Statement(
         "C5",
         "Poor reconstructions with correct labels still help; PSNR and SSIM rank usefulness badly.",
         "",
         "07_reconstruction_quality",
+        "accuracy",
     ),
-    Statement("C6", "CoMatch recovers most of what missing labels cost.", "", "05_semi_supervised"),
-    Statement("C7", "A small leak improves the federated model.", "", "06_federated_initialisation"),
-    Statement("C8", "FedAvg's local steps: what leaks and what it is worth.", "", "04_fedavg"),
+    Statement("C6", "CoMatch recovers most of what missing labels cost.", "", "05_semi_supervised", "accuracy"),
+    Statement("C7", "A small leak improves the federated model.", "", "06_federated_initialisation", "accuracy"),
+    Statement("C8", "FedAvg's local steps: what leaks and what it is worth.", "", "04_fedavg", "local_steps"),
     Statement(
         "C9",
         "Quality depends on batch size, class, repeated labels, training stage and iterations.",
         "",
         "08_quality_trends",
+        "inversion",
     ),
-    Statement("C10", "Non-IID clients change both attacks.", "", "10_non_iid"),
+    Statement("C10", "Non-IID clients change both attacks.", "", "10_non_iid", "non_iid"),
 )
 
 NUMBERS = (
-    Statement("P1", "Accuracy of the benign FL model.", "72.76 % (derived)", "03_training_on_leaked_data"),
+    Statement("P1", "Accuracy of the benign FL model.", "72.76 % (derived)", "03_training_on_leaked_data", "accuracy"),
     Statement(
         "P2",
         "Accuracy when trained on GI-leaked data, ideal conditions.",
         "90.34 % (summary)",
         "03_training_on_leaked_data",
+        "accuracy",
     ),
     Statement(
         "P3",
         "Accuracy when trained on LLL-leaked data, ideal conditions.",
         "93.16 % (summary)",
         "03_training_on_leaked_data",
+        "accuracy",
     ),
-    Statement("P4", "PSNR of GI reconstructions at batch size 4.", "27.88 dB (summary)", "01_gradient_inversion"),
+    Statement(
+        "P4", "PSNR of GI reconstructions at batch size 4.", "27.88 dB (summary)", "01_gradient_inversion", "quality"
+    ),
     Statement(
         "P5",
         "Time to invert CIFAR-10 at batch size 4 on one A100.",
         "61.17 days (number sure, reading inferred)",
         "01_gradient_inversion",
+        "cost",
     ),
     Statement(
         "P6",
         "Images leaked by LLL for FC sizes of 4, 2 and 1 units per image.",
         "78.93 / 76.61 / 75.15 % (numbers sure, meaning doubtful)",
         "02_linear_layer_leakage",
+        "leak_rate",
     ),
-    Statement("P7", "GI can breach privacy at batch size 100.", "batch size 100 (summary)", "01_gradient_inversion"),
+    Statement(
+        "P7",
+        "GI can breach privacy at batch size 100.",
+        "batch size 100 (summary)",
+        "01_gradient_inversion",
+        "reconstructions",
+    ),
 )
 
 # Percent accuracy by source of the training data: P1, P2, P3.

@@ -1,5 +1,6 @@
 """Result tables as a reader sees them: seeds folded into a mean with its interval, numbers short, long tables cut."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pandas as pd
@@ -99,3 +100,30 @@ def short(value: object) -> str:
 
 def _words(name: object) -> str:
     return str(name).replace("_", " ")
+
+
+def spread(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:
+    """`mean ± half the 95 % interval` over seeds, times `scale`; the mean alone of one value or of equal ones."""
+    found = interval(values)
+    half = f"{scale * (found.high - found.low) / 2:.{digits}f}"
+    return f"{scale * found.mean:.{digits}f}" + (f" ± {half}" if half != "nan" and float(half) else "")
+
+
+def row(table: pd.DataFrame, measure: str, scale: float = 100, digits: int = 1, **settings: object) -> str:
+    """`spread` of a measure where the columns have these values; several values of the last column give `a / b / c`.
+
+    Raises
+    ------
+    KeyError
+        If nothing has been measured there.
+    """
+    *_, (last, values) = settings.items()
+    for name, value in list(settings.items())[:-1]:
+        table = table[table[name] == value]
+    texts = []
+    for value in values if isinstance(values, list) else [values]:
+        found = table.loc[table[last] == value, measure].dropna()
+        if found.empty:
+            raise KeyError(f"{measure} at {settings | {last: value}}")
+        texts.append(spread(found, scale, digits))
+    return " / ".join(texts)
