@@ -6,31 +6,42 @@ PRESET ?= laptop
 ONLY   ?=
 SET    ?=
 DEVICE ?=
+JOBS   ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
 LOG   := $(VENV)/install.log
 STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+# The browser's driver is large, and of use only where there is a browser.
+CHROMIUM   := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+PLAYWRIGHT  = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[browser]' || \
+  $(PIP) -e '.[browser]'; } >>$(LOG) 2>&1 || echo "playwright does not install (see $(LOG)): the browser is not tested"
+
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # A kernel of the same name that the user has elsewhere must not be taken for ours.
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lab bench refresh strip pictures clean moved
+.PHONY: help reproduce test test-browser lab bench refresh strip readme clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
-	@echo "Settings: PRESET=smoke|laptop|paper (or a folder you make in params/), ONLY=\"02 90\", SET=\"name=value ...\", PYTHON=python3.12"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@echo "Settings: PRESET=smoke|laptop|paper (or a folder you make in params/), ONLY=\"02 90\", SET=\"name=value ...\", JOBS=1, PYTHON=python3.12"
 
 reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and write outputs/<preset>/report.html
-	@$(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET))
+	@$(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
 	@$(BIN)/ruff check .
+	@if [ -n "$(CHROMIUM)" ]; then $(PLAYWRIGHT); fi
 	@$(BIN)/python -m pytest $(NBVAL) tests notebooks
+
+test-browser: $(STAMP)  ## every explorer in JupyterLab, in headless Chromium (screenshots: outputs/browser)
+	@$(PLAYWRIGHT)
+	@LEAKLEARN_BROWSER=all $(BIN)/python -m pytest tests/test_browser.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir notebooks
@@ -49,13 +60,15 @@ refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs
 strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged keep_output
 	@$(BIN)/nbstripout --keep-count --extra-keys "metadata.language_info.version" notebooks/*.ipynb
 
-pictures:  ## renew the README's pictures from the results of the laptop preset
+readme: $(STAMP)  ## renew the README's table and pictures from the results of the laptop preset
+	@$(BIN)/python -m leaklearn readme
 	@cp outputs/laptop/00_overview/fig_pairs.png docs/pairs.png
 	@cp outputs/laptop/01_gradient_inversion/fig_reconstructions.png docs/reconstructions.png
 	@cp outputs/laptop/02_linear_layer_leakage/fig_leak_rate.png docs/leak_rate.png
 	@cp outputs/laptop/03_training_on_leaked_data/fig_accuracy.png docs/accuracy.png
 	@cp outputs/laptop/05_semi_supervised/fig_accuracy.png docs/labels.png
 	@cp outputs/laptop/08_quality_trends/fig_inversion.png docs/trends.png
+	@cp outputs/laptop/11_defences/fig_stops.png docs/defences.png
 
 clean:  ## remove caches and results (not outputs/paper, not .venv)
 	@test ! -d outputs || find outputs -mindepth 1 -maxdepth 1 ! -name paper -exec rm -rf {} +

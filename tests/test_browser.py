@@ -1,0 +1,82 @@
+"""JupyterLab as people use it, in headless Chromium: Run All, every slider of every explorer, Restart.
+
+Screenshots before and after each move, and the seconds that moves took, are kept in `outputs/browser/`. By default one
+notebook is tried; `make test-browser` tries all that have explorers.
+"""
+
+import os
+
+import nbformat
+import pandas as pd
+import pytest
+from lab_page import CHROMIUM, Page, lab
+
+from leaklearn.files import write_text
+from leaklearn.paths import REPOSITORY
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: `make test-browser` installs it")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt install chromium)")
+
+EXPLORERS = {
+    file.stem
+    for file in REPOSITORY.notebooks.glob("*.ipynb")
+    if "from leaklearn.widgets import" in file.read_text(encoding="utf-8")
+}
+TRIED = sorted(EXPLORERS) if os.environ.get("LEAKLEARN_BROWSER") == "all" else ["00_overview"]
+SHOTS = REPOSITORY.outputs / "browser"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with lab(tmp_path_factory.mktemp("lab"), REPOSITORY.notebooks) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("notebook", TRIED)
+def test_run_all_then_every_slider_changes_its_picture(browser, address, notebook):
+    page = Page(browser, address, notebook)
+    page.run_all()
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    sliders = page.sliders()
+    assert sliders
+    moves = [
+        {"notebook": notebook, "slider": number, "seconds": round(page.move(slider, SHOTS / f"{notebook}_{number}"), 2)}
+        for number, slider in enumerate(sliders)
+    ]
+    write_text(SHOTS / f"{notebook}.csv", pd.DataFrame(moves).to_csv(index=False))
+    assert not page.problems
+    page.page.close()
+
+
+def test_explorers_work_after_a_restart(browser, address):
+    page = Page(browser, address, "00_overview")
+    page.run_all()
+    page.restart_and_run_all()
+    page.move(page.sliders()[0])
+    assert not page.problems
+    page.page.close()
+
+
+def test_a_broken_callback_is_seen(browser, tmp_path):
+    """The check itself: with an explorer that fails when it is moved, moving it must fail."""
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    notebook = nbformat.read(REPOSITORY.notebook("00_overview"), as_version=4)
+    notebook.cells.append(
+        nbformat.v4.new_code_cell("import leaklearn.widgets.parts\nleaklearn.widgets.parts.png = None")
+    )
+    nbformat.write(notebook, broken / "00_overview.ipynb")
+    with lab(tmp_path, broken) as address:
+        page = Page(browser, address, "00_overview")
+        page.run_all()
+        with pytest.raises(AssertionError, match="changed neither picture nor text"):
+            page.move(page.sliders()[0], seconds=4)
+        page.page.close()
