@@ -2,16 +2,19 @@
 
 import hashlib
 import http.client
+import http.server
 import io
 import pickle
 import socket
 import threading
 import time
 import urllib.error
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from leaklearn.data import cifar, download, load
 
@@ -112,7 +115,7 @@ def test_an_interrupted_download_leaves_nothing(offered, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "tinyimagenet"])
 def test_no_network_is_one_line_and_leaves_nothing(name, tmp_path, monkeypatch):
     def no_network(*a, **k):
         raise urllib.error.URLError("Temporary failure in name resolution")
@@ -162,3 +165,76 @@ def test_a_download_with_other_content_is_never_used(offered, tmp_path):
     offered.files = dict(offered.files, data_batch_2=b"something else")
     with pytest.raises(RuntimeError, match="data_batch_2 is damaged"):
         load("cifar10", tmp_path)
+
+
+# ---- Tiny ImageNet's archive, from a server on this machine ----------------------------------------------------------
+
+WNIDS = ("n01443537", "n01629819")
+
+
+def archive():
+    """A Tiny ImageNet of two classes with two images each, as published."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as packed:
+        for part, names in (("train", [f"{w}/images/{w}_{i}.JPEG" for w in WNIDS for i in range(2)]),
+                            ("val", [f"images/val_{i}.JPEG" for i in range(4)])):  # fmt: skip
+            for number, name in enumerate(names):
+                image = io.BytesIO()
+                Image.new("RGB", (64, 64), (60 * number, 0, 100)).save(image, "JPEG")
+                packed.writestr(f"tiny-imagenet-200/{part}/{name}", image.getvalue())
+        lines = [f"val_{i}.JPEG\t{WNIDS[i % 2]}\t0\t0\t9\t9\n" for i in range(4)]
+        packed.writestr("tiny-imagenet-200/val/val_annotations.txt", "".join(lines))
+        packed.writestr(
+            "tiny-imagenet-200/words.txt", f"{WNIDS[0]}\tgoldfish, Carassius auratus\n{WNIDS[1]}\tsalamander\n"
+        )
+    return content.getvalue()
+
+
+@pytest.fixture
+def stanford(monkeypatch):
+    """A server that offers the archive; `sends` is what it sends, which may be cut."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        whole = sends = archive()
+
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.whole)))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(Handler.sends)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(download.TinyImageNet, "url", f"http://127.0.0.1:{server.server_port}/tiny-imagenet-200.zip")
+    monkeypatch.setattr(download.TinyImageNet, "md5", hashlib.md5(Handler.whole).hexdigest())
+    yield Handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_tiny_imagenet_is_downloaded_verified_and_arranged(stanford, tmp_path):
+    data = load("tinyimagenet", tmp_path)
+    assert data.info.classes == ("goldfish", "salamander")
+    assert (len(data.train), len(data.test)) == (4, 4)
+    assert sorted(data.test.labels.tolist()) == [0, 0, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-imagenet-200"]
+    for part in ("train", "val"):
+        folder = datasets.ImageFolder(tmp_path / "tiny-imagenet-200" / part)
+        assert (folder.classes, len(folder)) == (list(WNIDS), 4)
+
+
+@pytest.mark.parametrize("how", ["cut", "changed"])
+def test_a_cut_or_changed_archive_leaves_nothing_and_the_next_try_works(stanford, tmp_path, how):
+    whole = stanford.whole
+    stanford.sends = whole[: len(whole) // 2] if how == "cut" else whole[:-1] + bytes([whole[-1] ^ 1])
+    with pytest.raises(FileNotFoundError, match="the download of tinyimagenet failed"):
+        load("tinyimagenet", tmp_path)
+    assert not list(tmp_path.iterdir())
+    stanford.sends = whole
+    assert len(load("tinyimagenet", tmp_path).train) == 4

@@ -70,7 +70,7 @@ class Entry:
 _DIGITS = tuple("0123456789")
 _IDX = f"torchvision downloads it at the first load; or put its four *-ubyte.gz files into {{}} under ${VARIABLE}"
 _CIFAR = "torchvision downloads it at the first load; or unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-_TINY = "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip (non-commercial research only)"
+_TINY = "downloaded at the first load (237 MiB, non-commercial research only); or unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 _ENTRIES = (
     Entry(

@@ -107,7 +107,10 @@ def read_results(preset: str, paths: Paths = REPOSITORY) -> dict[str, dict[str, 
                 f"{each.notebook} has no complete run in {folder}: run `make reproduce PRESET={preset}` first"
             )
         ran = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        found[each.notebook] = {"minutes": round(ran["seconds"] / 60, 1), "ours": headline(each.notebook, folder)}
+        found[each.notebook] = {
+            "minutes": max(0.1, round(ran["seconds"] / 60, 1)),
+            "ours": headline(each.notebook, folder),
+        }
     return found
 
 
