@@ -52,30 +52,27 @@ def test_run_all_then_every_slider_changes_its_picture(browser, address, noteboo
         for number, slider in enumerate(sliders)
     ]
     write_text(SHOTS / f"{notebook}.csv", pd.DataFrame(moves).to_csv(index=False))
-    assert not page.problems
-    page.page.close()
-
-
-def test_explorers_work_after_a_restart(browser, address):
-    page = Page(browser, address, "00_overview")
-    page.run_all()
-    page.restart_and_run_all()
-    page.move(page.sliders()[0])
+    if notebook == TRIED[0]:
+        page.restart_and_run_all()
+        page.move(page.sliders()[0])
     assert not page.problems
     page.page.close()
 
 
 def test_a_broken_callback_is_seen(browser, tmp_path):
-    """The check itself: with an explorer that fails when it is moved, moving it must fail."""
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    notebook = nbformat.read(REPOSITORY.notebook("00_overview"), as_version=4)
-    notebook.cells.append(
-        nbformat.v4.new_code_cell("import leaklearn.widgets.parts\nleaklearn.widgets.parts.png = None")
-    )
-    nbformat.write(notebook, broken / "00_overview.ipynb")
-    with lab(tmp_path, broken) as address:
-        page = Page(browser, address, "00_overview")
+    """The check itself: an explorer whose picture fails once it is moved must be caught."""
+    cells = [
+        "import matplotlib.pyplot as plt\nfrom leaklearn.widgets import parts",
+        "number = parts.slider('number', 0, 9, 0)",
+        "parts.explorer([number], lambda: (f'{number.value}', plt.figure(figsize=(1, 1))))",
+        "parts.png = None",
+    ]
+    (tmp_path / "made").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(notebook, tmp_path / "made" / "00_broken.ipynb")
+    with lab(tmp_path, tmp_path / "made") as address:
+        page = Page(browser, address, "00_broken")
         page.run_all()
         with pytest.raises(AssertionError, match="changed neither picture nor text"):
             page.move(page.sliders()[0], seconds=4)

@@ -107,7 +107,7 @@ def worth_chart(worth: pd.DataFrame, ladder: pd.DataFrame) -> Figure:
         ax.set_xlim(least / 1.3, most * 1.3)
         ax.set_xlabel("clean images that train to the same accuracy")
         ax.set_title(f"{name}: what reconstructions are worth in clean images")
-        ax.legend(loc="best")
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
