@@ -13,9 +13,8 @@ BIN   := $(VENV)/bin
 LOG   := $(VENV)/install.log
 STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check --no-input
-# The browser's driver is large, and of use only where there is a browser.
-CHROMIUM   := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
-PLAYWRIGHT  = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[browser]' || \
+# The browser's driver is large: it comes with the first `make test-browser`; `make test` uses it from then on.
+PLAYWRIGHT = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[browser]' || \
   $(PIP) -e '.[browser]'; } >>$(LOG) 2>&1 || echo "playwright does not install (see $(LOG)): the browser is not tested"
 
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
@@ -36,7 +35,6 @@ reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and writ
 
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
 	@$(BIN)/ruff check .
-	@if [ -n "$(CHROMIUM)" ]; then $(PLAYWRIGHT); fi
 	@$(BIN)/python -m pytest $(NBVAL) tests notebooks
 
 test-browser: $(STAMP)  ## every explorer in JupyterLab, in headless Chromium (screenshots: outputs/browser)

@@ -107,6 +107,9 @@ class Page:
         self.wait_until_idle()
 
     def wait_until_idle(self) -> None:
+        self.page.wait_for_function(
+            "/Python/.test(document.querySelector('.jp-KernelName')?.textContent)", timeout=60_000
+        )
         self.page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
 
     def choose(self, menu: str, item: str) -> None:
@@ -114,12 +117,20 @@ class Page:
         self.page.locator(".lm-MenuBar-item", has_text=menu).first.click()
         self.page.locator(".lm-Menu-item", has_text=item).first.click()
 
-    def run_all(self, seconds: float = 240) -> None:
+    def accept_dialog(self) -> None:
+        """Press the default button of a dialog, if there is one: a kernel that is slow to start makes the page ask."""
+        button = self.page.locator(".jp-Dialog .jp-mod-accept")
+        if button.count():
+            button.last.click()
+            self.page.wait_for_selector(".jp-Dialog", state="detached")
+
+    def run_all(self, seconds: float = 600) -> None:
         """Run > Run All Cells, and wait for the last one; an AssertionError if a cell failed.
 
         A page that has just opened takes the click and does nothing: it is given again until the first cell runs.
         """
         for _ in range(10):
+            self.accept_dialog()
             self.choose("Run", "Run All Cells")
             end = time.monotonic() + 5
             while time.monotonic() < end:
@@ -129,10 +140,11 @@ class Page:
                 time.sleep(0.2)
         raise AssertionError("Run All Cells runs no cell")
 
-    def restart_and_run_all(self, seconds: float = 240) -> None:
+    def restart_and_run_all(self, seconds: float = 600) -> None:
         """Kernel > Restart Kernel and Run All Cells, and wait for the last one."""
         self.choose("Kernel", "Restart Kernel and Run All Cells")
-        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.wait_for_selector(".jp-Dialog")
+        self.accept_dialog()
         self.page.wait_for_function(f"({self.PROMPTS})().some(text => !/\\d/.test(text))", timeout=30_000)
         self.wait_for_cells(seconds)
 

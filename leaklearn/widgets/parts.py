@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 WIDE = {
-    "layout": widgets.Layout(width="34em"),
-    "style": {"description_width": "9em"},
+    "layout": widgets.Layout(width="36em"),
+    "style": {"description_width": "11em"},
     "continuous_update": False,
 }
 
