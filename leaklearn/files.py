@@ -28,6 +28,11 @@ def write_json(path: Path, content: Mapping) -> Path:
     return write_text(path, json.dumps(plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> dict:
+    """What a JSON file holds; nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def plain(value: object) -> object:
     """`value` with nothing in it but what JSON knows; what it does not know becomes its `str`."""
     if isinstance(value, Mapping):

@@ -22,6 +22,7 @@ import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError
 
+from leaklearn.files import read_json
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report import html
 from leaklearn.report.run import remove_abandoned
@@ -156,12 +157,8 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
         return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
     results = paths.results(preset, job.notebook)
     _file_copy(copy, results, failed=bool(error))
-    peak = nan if error else _read_json(results / "provenance.json").get("peak_memory_mib") or nan
+    peak = nan if error else read_json(results / "provenance.json").get("peak_memory_mib") or nan
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
-
-
-def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _file_copy(copy: Path, results: Path, failed: bool) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from leaklearn.files import read_json
 from leaklearn.report.rules import VERDICTS
 from leaklearn.report.tables import row, spread
 
@@ -53,7 +53,7 @@ def _large(value: float) -> str:
 
 
 def _overview(folder: Path) -> str:
-    found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    found = read_json(folder / "metrics.json")
     return (
         f"{100 * found['leak_rate']:.0f} % of {found['clean_images']:,} images leak; trained on them "
         f"{100 * found['accuracy_leak']:.1f} %, on all {100 * found['accuracy_clean']:.1f} % (one seed)"

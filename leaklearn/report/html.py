@@ -1,7 +1,6 @@
 """One self-contained page over all results of a preset: claims and verdicts, figures, tables, provenance."""
 
 import base64
-import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
-from leaklearn.files import write_text
+from leaklearn.files import read_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts
 from leaklearn.report.paper import CLAIMS
@@ -112,7 +111,7 @@ def section(name: str, preset: str, paths: Paths) -> Section:
     """Collect what the notebook `name` left under `preset`."""
     title, body = _heading(paths.notebook(name))
     folder = paths.results(preset, name)
-    ran = _read_json(folder / "provenance.json")
+    ran = read_json(folder / "provenance.json")
     captions = ran.get("captions", {})
     files = [*captions, *sorted(path.name for path in folder.glob("*") if path.name not in captions)]
     tables = []
@@ -128,7 +127,7 @@ def section(name: str, preset: str, paths: Paths) -> Section:
         checks=_checks(folder / "notebook.ipynb"),
         figures=[_figure(folder / file, captions.get(file, ""), title) for file in files if file.endswith(".png")],
         tables=tables,
-        metrics={key.replace("_", " "): short(value) for key, value in _read_json(folder / "metrics.json").items()},
+        metrics={key.replace("_", " "): short(value) for key, value in read_json(folder / "metrics.json").items()},
     )
 
 
@@ -161,7 +160,3 @@ def _failure(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     errors = [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"]
     return " ".join(f"{errors[-1].ename}: {errors[-1].evalue}".split()) if errors else "it stopped without an error"
-
-
-def _read_json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

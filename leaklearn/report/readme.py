@@ -6,11 +6,10 @@ without running anything; a test compares the two.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from leaklearn.files import write_json, write_text
+from leaklearn.files import read_json, write_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report.headlines import headline
 
@@ -102,11 +101,11 @@ def read_results(preset: str, paths: Paths = REPOSITORY) -> dict[str, dict[str, 
     found = {}
     for each in ROWS:
         folder = paths.results(preset, each.notebook)
-        if not (folder / "provenance.json").is_file():
+        ran = read_json(folder / "provenance.json")
+        if not ran:
             raise ValueError(
                 f"{each.notebook} has no complete run in {folder}: run `make reproduce PRESET={preset}` first"
             )
-        ran = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         found[each.notebook] = {
             "minutes": max(0.1, round(ran["seconds"] / 60, 1)),
             "ours": headline(each.notebook, folder),
