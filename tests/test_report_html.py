@@ -109,6 +109,13 @@ def test_a_failure_and_an_absence_are_told(project):
     assert "01_absent · not run with this preset" in text
 
 
+def test_a_figure_that_was_removed_is_left_out(project):
+    (project.results("laptop", "00_shown") / "fig_curve.png").unlink()
+    page = Page(render("laptop", project))
+    assert not [attributes for tag, attributes in page.tags if tag == "img"]
+    assert page.open == []
+
+
 def test_a_page_without_any_result(tmp_path):
     paths = make(tmp_path)
     add_notebook(paths, "00_first")

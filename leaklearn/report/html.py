@@ -113,7 +113,8 @@ def section(name: str, preset: str, paths: Paths) -> Section:
     folder = paths.results(preset, name)
     ran = read_json(folder / "provenance.json")
     captions = ran.get("captions", {})
-    files = [*captions, *sorted(path.name for path in folder.glob("*") if path.name not in captions)]
+    there = sorted(path.name for path in folder.glob("*"))
+    files = [*(name for name in captions if name in there), *(name for name in there if name not in captions)]
     tables = []
     for file in files:
         if file.endswith(".csv") and file != "claims.csv":  # the claims open the page
