@@ -108,6 +108,13 @@ def _findings(statement: paper.Statement, tables: Mapping[str, pd.DataFrame]) ->
     return rule(tables[table]) or [Finding("", NOT_RUN, f"nothing in the table {table} bears on it")]
 
 
+def weakest_verdicts(claims: pd.DataFrame) -> pd.Series:
+    """Verdict of each claim and number, by its id: where data sets differ, the weakest that was measured."""
+    ran = claims[claims["verdict"] != NOT_RUN]
+    weakest = ran["verdict"].map(rules.VERDICTS.index).groupby(ran["claim"]).max().map(rules.VERDICTS.__getitem__)
+    return weakest.reindex(claims["claim"].unique(), fill_value=NOT_RUN)
+
+
 def summarise_verdicts(claims: pd.DataFrame) -> pd.DataFrame:
     """How many claims and numbers have each verdict; where data sets differ, the weakest that was measured counts.
 
@@ -116,8 +123,5 @@ def summarise_verdicts(claims: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Columns `verdict` and `claims`, in the order of `rules.VERDICTS`.
     """
-    ran = claims[claims["verdict"] != NOT_RUN]
-    weakest = ran["verdict"].map(rules.VERDICTS.index).groupby(ran["claim"]).max().map(rules.VERDICTS.__getitem__)
-    counts = weakest.value_counts().to_dict()
-    counts[NOT_RUN] = claims["claim"].nunique() - len(weakest)
-    return pd.DataFrame({"verdict": rules.VERDICTS, "claims": [counts.get(verdict, 0) for verdict in rules.VERDICTS]})
+    counts = weakest_verdicts(claims).value_counts()
+    return pd.DataFrame({"verdict": rules.VERDICTS, "claims": [int(counts.get(name, 0)) for name in rules.VERDICTS]})

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from leaklearn.files import read_json
+from leaklearn.report.claims import weakest_verdicts
 from leaklearn.report.rules import VERDICTS
 from leaklearn.report.tables import row, spread
 
@@ -223,8 +224,7 @@ def _defences(folder: Path) -> str:
 
 def _report(folder: Path) -> str:
     claims = _csv(folder, "claims")
-    claims = claims[claims["claim"].str.startswith("C")]
-    weakest = claims.groupby("claim", sort=False)["verdict"].agg(lambda found: max(found, key=VERDICTS.index))
+    weakest = weakest_verdicts(claims[claims["claim"].str.startswith("C")])
     groups = [(verdict, weakest.index[weakest == verdict]) for verdict in VERDICTS]
     return "; ".join(f"{', '.join(names)} {verdict}" for verdict, names in groups if len(names))
 
