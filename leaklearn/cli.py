@@ -1,10 +1,11 @@
 """The `leaklearn` command: run the notebooks, or see which data sets are here.
 
-Exit codes: 0 all went well, 1 a notebook failed or a file could not be written, 2 the request was wrong, 130 and 143
-interrupted and terminated.
+Exit codes: 0 all went well, 1 a notebook failed or a file could not be written, 2 the request was wrong, 75 a slice is
+over and there is more to do, 130 and 143 interrupted and terminated.
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ examples:
 Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
 the folder that the environment variable LEAKLEARN_DATA names.
 """
+
+
+GO_ON = 75  # the system's EX_TEMPFAIL: try again
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--jobs", type=int, metavar="N", help="notebooks at once (default: one a core, 4 at most; one alone on a GPU)"
     )
+    command.add_argument(
+        "--slice",
+        type=float,
+        metavar="SECONDS",
+        help="stop after so many seconds with exit code 75; the same command goes on from there",
+    )
     command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
     command.set_defaults(run=_reproduce)
 
@@ -99,7 +109,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
 
     jobs = settings.plan(options.preset, options.only, options.set, paths)  # before the slow imports
     from leaklearn import progress
-    from leaklearn.reproduce import reproduce
+    from leaklearn.reproduce import TIME_IS_UP, reproduce
 
     if options.list:
         _say(progress.listing(jobs, paths))
@@ -111,15 +121,21 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
             options.set,
             paths=paths,
             at_once=options.jobs,
+            slice_seconds=options.slice,
             on_start=shown.start,
             on_cell=shown.cell,
             on_outcome=shown.outcome,
         )
     _say(progress.closing_table(outcomes))
-    failed = [f"{outcome.notebook} ({outcome.error})" for outcome in outcomes if outcome.error]
+    waiting = [outcome.notebook for outcome in outcomes if outcome.error == TIME_IS_UP]
+    failed = [f"{each.notebook} ({each.error})" for each in outcomes if each.error and each.notebook not in waiting]
     if failed:
         _fail(1, f"{len(failed)} of {len(outcomes)} notebooks failed: {'; '.join(failed)}")
     _say(f"Report: {report}")
+    if waiting and not failed:
+        return _fail(
+            GO_ON, f"the slice is over, {len(waiting)} of {len(outcomes)} notebooks go on with the same command"
+        )
     return 1 if failed else 0
 
 
@@ -127,19 +143,25 @@ def _data(options: argparse.Namespace, paths: Paths) -> int:
     from leaklearn import data, progress
 
     found = data.describe()
+    given = os.environ.get("LEAKLEARN_DATA", "").strip()
+    nowhere = f"LEAKLEARN_DATA is {given!r}, which is not a folder" if given else "LEAKLEARN_DATA is not set"
     rows = [
         {
             "data set": each.name,
             "images": each.images,
             "shape": "x".join(map(str, each.shape)),
             "classes": each.classes,
-            "here": "yes" if each.present else "no",
-            "where": each.where or "LEAKLEARN_DATA is not set",
+            "here": "yes" if each.present else "in part" if each.lacks else "no",
+            "where": each.where or nowhere,
         }
         for each in found
     ]
-    how = [{"name": f"  {each.name}", "how": each.how} for each in found if not each.present]
-    _say(progress.aligned(rows))
+    how = [
+        {"name": f"  {each.name}", "how": f"{each.lacks} is missing: {each.how}" if each.lacks else each.how}
+        for each in found
+        if not each.present
+    ]
+    _say(progress.aligned(rows) + "\n\nyes: the files are there; each load checks whether they are whole.")
     if how:
         _say("\nHow to get the others:\n" + progress.aligned(how, header=False))
     return 0

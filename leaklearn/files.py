@@ -3,16 +3,29 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` in one step as a reader sees it; an older file is replaced only by a complete one."""
+    """Write `content` to `path` in one step as a reader sees it; an older file is replaced only by a complete one.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; it names a file even where the system's own error, as for a full disk, does not.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -31,6 +44,14 @@ def write_json(path: Path, content: Mapping) -> Path:
 def read_json(path: Path) -> dict:
     """What a JSON file holds; nothing where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def remove_abandoned(folder: Path, name: str) -> None:
+    """Remove the hidden files and folders `.<name>.<process>*` in `folder` whose process is no more: it was killed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        process = path.name.removeprefix(f".{name}.").split(".")[0]
+        if path.name.startswith(f".{name}.") and process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def plain(value: object) -> object:

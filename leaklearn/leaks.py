@@ -127,10 +127,16 @@ class Leak:
         """Write `<path>.safetensors` and `<path>.json`; each appears whole or not at all.
 
         The JSON is written last and holds the tensors' SHA-256, so a leak is complete exactly when its JSON is there.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written, as on a full disk; it is named.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"images": self.images, **self._columns()}
+        # copies, because one tensor may serve as several columns, which safetensors refuses
+        tensors = {"images": self.images} | {name: value.clone() for name, value in self._columns().items()}
         content = save_tensors({name: value.contiguous().cpu() for name, value in tensors.items()})
         write_bytes(_tensor_file(path), content)
         digest = hashlib.sha256(content).hexdigest()

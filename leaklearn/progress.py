@@ -6,6 +6,7 @@ Where standard error is no terminal the bar is left out and long notebooks say o
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from math import isnan
 from types import TracebackType
 from typing import TextIO
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from leaklearn import parameters
 from leaklearn.paths import Paths
-from leaklearn.reproduce import Outcome
+from leaklearn.reproduce import TIME_IS_UP, Outcome
 from leaklearn.settings import Job, presets
 
 HEARTBEAT = 60.0  # seconds between signs of life in a log
@@ -82,8 +83,8 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     rows = [
         {
             "notebook": outcome.notebook,
-            "result": "failed" if outcome.error else "ok",
-            "seconds": f"{outcome.seconds:.1f}",
+            "result": {"": "ok", TIME_IS_UP: "to go on"}.get(outcome.error, "failed"),
+            "seconds": "?" if isnan(outcome.seconds) else f"{outcome.seconds:.1f}",
             "peak MiB": _mib(outcome),
         }
         for outcome in outcomes

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
@@ -22,15 +22,18 @@ import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError
 
-from leaklearn.files import read_json
+from leaklearn.files import read_json, remove_abandoned
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report import html
-from leaklearn.report.run import remove_abandoned
 from leaklearn.settings import Job, plan
+from leaklearn.slices import is_finished, kept_states
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
 MOST_AT_ONCE = 4
 READS_OTHERS = "90"  # notebooks from this number on read what others wrote
+
+TIME_IS_UP = "time is up"
+"""The error of a notebook that the end of a slice found unfinished."""
 
 OnCell = Callable[[str, int], None]  # the notebook, and the number of the cell that starts, from 1
 
@@ -64,6 +67,7 @@ def reproduce(
     *,
     paths: Paths = REPOSITORY,
     at_once: int | None = None,
+    slice_seconds: float | None = None,
     on_start: Callable[[list[Job]], None] = lambda jobs: None,
     on_cell: OnCell = lambda notebook, cell: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -76,13 +80,16 @@ def reproduce(
         What to run; see `leaklearn.settings.plan`.
     at_once : int or None
         Notebooks that run at a time, which share the cores; by default as `notebooks_at_once` says.
+    slice_seconds : float or None
+        Stop after so many seconds, keep the states of long computations, and skip what an earlier slice has finished;
+        see `leaklearn.slices`.
     on_start, on_cell, on_outcome : callable
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
     Returns
     -------
     outcomes : list of Outcome
-        One for each notebook, failed or not, in their order.
+        One for each notebook, failed or not, in their order; the error is `TIME_IS_UP` where the slice ended first.
     report : Path
         The HTML page over all results of the preset.
 
@@ -95,22 +102,36 @@ def reproduce(
     at_once = notebooks_at_once(jobs) if at_once is None else at_once
     if at_once < 1:
         raise ValueError(f"{at_once} notebooks cannot run at once; it is 1 or more")
+    if slice_seconds is not None and not slice_seconds > 0:
+        raise ValueError(f"a slice of {slice_seconds} seconds is none; it is above 0")
+    sliced, begun = slice_seconds is not None, time.monotonic()
     on_start(jobs)
     outcomes: dict[str, Outcome] = {}
+    for job in jobs if sliced else []:
+        if job.notebook < READS_OTHERS and is_finished(job, preset, paths):
+            outcomes[job.notebook] = _outcome_before(job, preset, paths)
+            on_outcome(outcomes[job.notebook])
+    left = [job for job in jobs if job.notebook not in outcomes]
     stopping = Event()
-    waves = [job for job in jobs if job.notebook < READS_OTHERS], [job for job in jobs if job.notebook >= READS_OTHERS]
-    with this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
+    waves = [job for job in left if job.notebook < READS_OTHERS], [job for job in left if job.notebook >= READS_OTHERS]
+    keeping = kept_states(paths) if sliced else nullcontext()
+    with keeping, this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
         try:
             for wave in waves:
-                for done in as_completed([pool.submit(execute, job, preset, paths, on_cell, stopping) for job in wave]):
+                running = [pool.submit(execute, job, preset, paths, on_cell, stopping) for job in wave]
+                until = begun + slice_seconds - time.monotonic() if sliced else None
+                for done in as_completed(running, until):
                     outcomes[done.result().notebook] = done.result()
                     on_outcome(done.result())
-        except BaseException:  # interrupted or terminated
+        except BaseException as error:  # interrupted, terminated, or the slice is over
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in psutil.Process().children(recursive=True):  # the kernels, whose notebooks end with them
                 child.kill()
-            raise
+            if not isinstance(error, TimeoutError):
+                raise
+    for job in left:
+        outcomes.setdefault(job.notebook, Outcome(job.notebook, TIME_IS_UP, nan, nan))
     return [outcomes[job.notebook] for job in jobs], html.write(preset, paths)
 
 
@@ -149,6 +170,8 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
         )
     except PapermillExecutionError as failure:
         error = _one_line(f"{failure.ename}: {failure.evalue}")
+    except OSError as failure:  # the copy cannot be written, as on a full disk
+        error = _one_line(f"{failure.strerror or failure}: {failure.filename or folder}")
     except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
         error = _one_line(f"{type(failure).__name__}: {failure}")
     remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
@@ -161,8 +184,17 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
 
 
+def _outcome_before(job: Job, preset: str, paths: Paths) -> Outcome:
+    made = read_json(paths.results(preset, job.notebook) / "provenance.json")
+    return Outcome(job.notebook, "", made.get("seconds") or nan, made.get("peak_memory_mib") or nan)
+
+
 def _file_copy(copy: Path, results: Path, failed: bool) -> None:
-    """Put the executed copy beside the results it belongs to."""
+    """Put the executed copy beside the results it belongs to; one that a full disk has cut is removed."""
+    try:
+        read_json(copy)
+    except ValueError:
+        copy.unlink()
     if not copy.exists():
         return
     results.mkdir(exist_ok=True)
@@ -173,7 +205,7 @@ def _file_copy(copy: Path, results: Path, failed: bool) -> None:
 
 def _one_line(message: str) -> str:
     line = " ".join(message.split())
-    return line if len(line) <= 240 else line[:239] + "…"
+    return line if len(line) <= 400 else line[:399] + "…"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from leaklearn import cli
 from leaklearn.data import catalogue, describe, load, mnist5k
 from leaklearn.data.selection import choose, stratified
 
@@ -178,6 +179,25 @@ def test_describe_finds_what_is_in_the_folder(tmp_path, monkeypatch):
     assert not rows["cifar10"].present
     assert rows["cifar10"].where == str(tmp_path / "cifar-10-batches-py")
     assert describe(tmp_path) == describe()
+
+
+def test_data_that_are_here_in_part_say_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(catalogue.VARIABLE, str(tmp_path))
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert {row.lacks for row in describe()} == {""}
+    for number in (1, 2, 4, 5):
+        (tmp_path / "cifar-10-batches-py" / f"data_batch_{number}").touch()
+    assert {row.name: row.lacks for row in describe() if row.lacks} == {"cifar10": "data_batch_3"}
+    assert cli.main(["data"]) == 0
+    said = capsys.readouterr().out
+    assert "in part" in said
+    assert "data_batch_3 is missing: torchvision downloads it" in said
+
+
+def test_the_command_names_a_data_folder_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(catalogue.VARIABLE, str(tmp_path / "gone"))
+    assert cli.main(["data"]) == 0
+    assert f"LEAKLEARN_DATA is '{tmp_path / 'gone'}', which is not a folder" in capsys.readouterr().out
 
 
 def test_stratified_gives_each_class_its_share_to_within_one():

@@ -1,11 +1,15 @@
 """Downloads, without a network: everything arrives or nothing is left, and an error is one line that comes soon."""
 
+import errno
 import hashlib
 import http.client
 import http.server
 import io
+import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -108,6 +112,17 @@ def test_a_download_that_breaks_off_leaves_nothing(offered, tmp_path, failure):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=os.strerror)
+def test_a_full_disk_is_named_and_the_next_try_works(offered, tmp_path, number):
+    offered.failure = OSError(number, os.strerror(number))
+    with pytest.raises(FileNotFoundError, match=rf"{os.strerror(number)}: {tmp_path}: free some, or name") as error:
+        load("cifar10", tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+    offered.failure = None
+    assert len(load("cifar10", tmp_path).train) == 10
+
+
 def test_an_interrupted_download_leaves_nothing(offered, tmp_path):
     offered.failure = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -196,6 +211,7 @@ def stanford(monkeypatch):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         whole = sends = archive()
+        stalls = None  # an event, for which it waits in the middle
 
         def do_HEAD(self):
             self.send_response(200)
@@ -204,7 +220,12 @@ def stanford(monkeypatch):
 
         def do_GET(self):
             self.do_HEAD()
-            self.wfile.write(Handler.sends)
+            half = len(Handler.sends) // 2
+            self.wfile.write(Handler.sends[:half])
+            if Handler.stalls:
+                Handler.stalls.wait(30)
+                return
+            self.wfile.write(Handler.sends[half:])
 
         def log_message(self, *arguments):
             pass
@@ -238,3 +259,47 @@ def test_a_cut_or_changed_archive_leaves_nothing_and_the_next_try_works(stanford
     assert not list(tmp_path.iterdir())
     stanford.sends = whole
     assert len(load("tinyimagenet", tmp_path).train) == 4
+
+
+KILLED = """
+from leaklearn.data import download, load
+download.TinyImageNet.url = {url!r}
+load("tinyimagenet", {root!r})
+"""
+
+
+def test_after_a_kill_the_next_download_starts_anew_and_removes_what_is_left(stanford, tmp_path):
+    stanford.stalls = threading.Event()
+    command = KILLED.format(url=download.TinyImageNet.url, root=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("*.zip")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    stanford.stalls.set()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith(".download.")
+    stanford.stalls = None
+    assert len(load("tinyimagenet", tmp_path).train) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-imagenet-200"]
+
+
+def test_another_process_that_downloads_is_left_alone(stanford, tmp_path):
+    (tmp_path / f".download.{os.getppid()}.abc").mkdir()
+    load("tinyimagenet", tmp_path)
+    assert (tmp_path / f".download.{os.getppid()}.abc").is_dir()
+
+
+@pytest.mark.parametrize("there", [(), ("train",)], ids=["nothing there", "train there"])
+def test_a_folder_arrives_in_one_step(stanford, tmp_path, monkeypatch, there):
+    # file by file, a kill in between would leave a data set that looks complete
+    target, replace, moved = tmp_path / "tiny-imagenet-200", os.replace, []
+    for part in there:
+        (target / part).mkdir(parents=True)
+    monkeypatch.setattr(os, "replace", lambda a, b: moved.append(Path(b)) or replace(a, b))
+    load("tinyimagenet", tmp_path, train_size=2, test_size=2)  # parts of it, so that nothing else is written
+    arrived = [path.relative_to(target) for path in moved if path.is_relative_to(target)]
+    assert Path("val") in arrived if there else arrived == [Path()]
+    assert not [path for path in arrived if "val" in path.parts[:-1]]

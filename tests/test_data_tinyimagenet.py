@@ -182,6 +182,13 @@ def test_a_read_only_folder_keeps_the_copy_among_the_outputs(root, monkeypatch):
     assert [path.name for path in kept] == ["decoded-train-3.safetensors", "decoded-val-3.safetensors"]
 
 
+def test_half_a_copy_of_a_killed_process_is_removed(root):
+    half = root / "tiny-imagenet-200" / ".decoded-train-3.safetensors.99999999.abc"  # no system has such a process
+    half.write_text("half")
+    load("tinyimagenet", root)
+    assert not list(root.rglob(".*"))
+
+
 def test_nowhere_to_keep_a_copy_is_no_error(root, monkeypatch):
     monkeypatch.setattr(jpeg, "keep", lambda *whatever: False)
     assert numbers(load("tinyimagenet", root).train) == EXPECTED_TRAIN
@@ -208,7 +215,7 @@ def spoil_size(file):
 def test_a_damaged_image_is_named_and_nothing_is_kept(root, spoil):
     file = root / "tiny-imagenet-200" / "train" / "n02" / "images" / "n02_1.JPEG"
     spoil(file)
-    with pytest.raises(RuntimeError, match=rf"{file} is damaged .*: delete it and load again") as error:
+    with pytest.raises(RuntimeError, match=rf"{file} is damaged .*: put a good copy in its place, or unpack") as error:
         load("tinyimagenet", root)
     assert "\n" not in str(error.value)
     assert not list(root.rglob("*.safetensors*"))

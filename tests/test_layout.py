@@ -16,6 +16,7 @@ PACKAGE = REPOSITORY.root / "leaklearn"
 ORDER = [
     "paths",
     "files",
+    "checkpoint",
     "parameters",
     "torchvision_compat",
     "data",
@@ -29,6 +30,7 @@ ORDER = [
     "report",
     "widgets",
     "settings",
+    "slices",
     "reproduce",
     "progress",
     "cli",

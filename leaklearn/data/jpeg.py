@@ -17,9 +17,11 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from leaklearn.data.source import damaged
+from leaklearn.files import remove_abandoned
 
 log = logging.getLogger(__name__)
 
+_WAY_OUT = "put a good copy in its place, or unpack the data set again"  # one image cannot be downloaded alone
 _AT_A_TIME = 250  # images in one task: they take a fraction of a millisecond each, less than a task costs
 
 
@@ -53,9 +55,9 @@ def decode(files: Sequence[Path], size: int, *, progress: bool = False) -> np.nd
             with Image.open(file) as image:
                 pixels = np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken files in all three ways
-            raise damaged(file, f"it does not decode: {str(error).splitlines()[0]}") from None
+            raise damaged(file, f"it does not decode: {str(error).splitlines()[0]}", _WAY_OUT) from None
         if pixels.shape != (size, size, 3):
-            raise damaged(file, f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size} x {size}")
+            raise damaged(file, f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {size} x {size}", _WAY_OUT)
         images[position] = pixels.transpose(2, 0, 1)
 
     def decode_some(first: int) -> int:
@@ -114,11 +116,12 @@ def restore(cache: Path, source: str) -> np.ndarray | None:
 
 
 def keep(images: np.ndarray, cache: Path, source: str) -> bool:
-    """Write decoded images to ``cache``, whole or not at all; False if the folder is not writeable."""
+    """Write decoded images to ``cache``, whole or not at all; False if the folder is full or not writeable."""
     about = {"source": source, "content": hashlib.sha256(images.data).hexdigest()}
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}")
+        remove_abandoned(cache.parent, cache.name)
+        temporary = cache.with_name(f".{cache.name}.{os.getpid()}.{uuid.uuid4().hex}")
         try:
             save_file({"images": images}, temporary, metadata=about)
             os.replace(temporary, cache)

@@ -20,6 +20,9 @@ class Split(NamedTuple):
     pixels: Callable[[np.ndarray], np.ndarray]
 
 
-def damaged(file: Path, why: str) -> RuntimeError:
+RELOAD = "delete it and load again, or put a good copy in its place"
+
+
+def damaged(file: Path, why: str, way_out: str = RELOAD) -> RuntimeError:
     """The error for a file that is not what was published, in one line with the way out."""
-    return RuntimeError(f"{file} is damaged ({why}): delete it and load again, or put a good copy in its place")
+    return RuntimeError(f"{file} is damaged ({why}): {way_out}")

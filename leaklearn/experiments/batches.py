@@ -12,6 +12,7 @@ from torch import Tensor
 from leaklearn.attacks.inversion import GradientInversion, Inversion, Settings
 from leaklearn.data.images import Dataset
 from leaklearn.evaluation import Truth, psnr, quality
+from leaklearn.experiments.kept import invert_once
 from leaklearn.experiments.labels import label_accuracy
 from leaklearn.federated import Client, Draw, FedSGD, Payload, gather, respond
 from leaklearn.models import Network, build
@@ -198,7 +199,7 @@ def attack_batches(
     # Each client's images in their own order, so that the n-th attacked image is the same one at every batch size.
     batches = Draw(torch.arange(batch_size).expand(len(clients), 1, -1))
     updates = respond(clients, payload, protocol, batches=batches)
-    found = inverter.invert(payload, updates, seed=seed, snapshots=snapshots, progress=progress)
+    found = invert_once(inverter, payload, updates, seed=seed, snapshots=snapshots, progress=progress)
     truth = Truth(*gather(clients, batches.flat), updates.clients)
     counts = [_counts(labels, data.num_classes) for labels in (found.leak.labels.view(len(clients), -1), truth.labels)]
     right = label_accuracy(*counts).mean().item()

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from math import nan
 
 import pandas as pd
@@ -156,7 +157,6 @@ class _Bench:
         """
         key = Case(NONE, 0.0) if case.defence in (SECURE, DETECTION) else case
         if key not in self._federations:
-            drawn: Counter[int] = Counter()
             model, protocol = self.network().to(self.device), self.settings.protocol(case)
             found = federate(
                 model,
@@ -167,10 +167,10 @@ class _Bench:
                 evaluate=self.test,
                 evaluate_every=self.settings.rounds,
                 lr=self.settings.server_lr(case),
-                observe=lambda _number, group, _batches: drawn.update(client.id for client in group),
                 defence=case.build(self.settings),
                 seed=self.seed,
             )
+            drawn = Counter(chain.from_iterable(found.drawn))
             self._federations[key] = found.accuracy, max(drawn.values()), found.model
         return self._federations[key][:2]
 

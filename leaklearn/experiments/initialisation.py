@@ -136,26 +136,23 @@ def compare_starts(
     common = {"test": data.test, "info": data.info, "device": device, "evaluate_every": 0}
     for seed in tqdm(seeds, desc=f"seeds on {data.name}", disable=not progress, leave=False):
         clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
-        model_of_rounds = build(model, data, width=width, seed=seed).to(device)
         starts: dict[str, nn.Module] = {}
-
-        def observe(number: int, *_: object, net: nn.Module = model_of_rounds, starts: dict = starts) -> None:
-            if number == partly_rounds:
-                starts["fedavg_partly"] = deepcopy(net)
-
-        federation = federate(
-            model_of_rounds,
-            clients[:first_new],
-            settings.protocol(),
-            rounds=settings.rounds,
-            clients_per_round=settings.clients_per_round,
-            evaluate=partial(evaluate, images=data.test),
-            evaluate_every=settings.rounds,
-            observe=observe,
-            seed=seed,
-            progress=progress,
-        )
-        starts["fedavg"] = federation.model
+        # The same seed draws the same first rounds: the partly trained model is the other's past.
+        for name, rounds in {"fedavg_partly": partly_rounds, "fedavg": settings.rounds}.items():
+            if rounds == 0:
+                continue
+            federation = federate(
+                build(model, data, width=width, seed=seed).to(device),
+                clients[:first_new],
+                settings.protocol(),
+                rounds=rounds,
+                clients_per_round=settings.clients_per_round,
+                evaluate=partial(evaluate, images=data.test),
+                evaluate_every=rounds,
+                seed=seed,
+                progress=progress,
+            )
+            starts[name] = federation.model
         attacked = attack_round(attack, clients, data.test, seed=seed, with_ssim=False, device=device)
         leak = attacked.labelled.labelled()
         if len(leak) < max(leaked_images):

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from leaklearn.attacks import inversion
 from leaklearn.attacks.labels import METHODS, restore_labels
+from leaklearn.checkpoint import fingerprint
 from leaklearn.evaluation import Truth, quality
 from leaklearn.experiments.estimate import Attack, estimate_seconds, now
-from leaklearn.experiments.shards import as_settings, fingerprint
+from leaklearn.experiments.shards import as_settings
 from leaklearn.federated import Client, Draw, Payload, Updates, draw_batches, gather, respond
 from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak

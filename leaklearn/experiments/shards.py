@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -119,15 +119,6 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
         for name in names
         if (name in there, there.get(name)) != (name in here, here.get(name))
     ]
-
-
-def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 of tensors with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, value in named:
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:

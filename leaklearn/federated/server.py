@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from leaklearn.checkpoint import Checkpoint, checkpoint
 from leaklearn.federated.clients import Client, respond
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
@@ -86,10 +87,13 @@ class Federation:
         The federated model after the last round.
     history : pandas.DataFrame
         Columns round, accuracy: of every round that was evaluated.
+    drawn : list of list of int
+        Ids of the clients of each round.
     """
 
     model: nn.Module
     history: pd.DataFrame
+    drawn: list[list[int]]
 
     @property
     def accuracy(self) -> float:
@@ -156,12 +160,21 @@ def federate(
         raise ValueError(f"clients_per_round is {clients_per_round}, but there are {len(clients)} clients")
     server = Server(model, lr)
     generator = torch.Generator().manual_seed(seed)
-    rows = []
+    settings = {"lr": lr, "secure": secure, "seed": seed, "each": clients_per_round, "evaluate_every": evaluate_every}
+    # What an observer has seen is not kept, so that with one the rounds are all run.
+    kept = Checkpoint(None) if observe else _checkpoint(model, clients, settings, protocol, defence, rounds)
+    rows, done, drawn = [], 0, []
+    if (state := kept.load()) is not None:
+        model.load_state_dict(state.part("model"))
+        rows, done = state.values["rows"], state.values["rounds"]
     bar = tqdm(range(1, rounds + 1), desc=f"{type(protocol).__name__} rounds", disable=not progress, leave=False)
     for number in bar:
         chosen = torch.randperm(len(clients), generator=generator)[:clients_per_round].tolist()
         group = [clients[i] for i in chosen]
+        drawn.append([client.id for client in group])
         batches = int(torch.randint(2**62, (1,), generator=generator))
+        if number <= done:
+            continue
         updates = respond(group, server.payload(), protocol, batches, secure=secure, defence=defence)
         server.apply(updates, None if secure else [len(client.data) for client in group])
         if number % evaluate_every == 0 or number == rounds:
@@ -169,4 +182,23 @@ def federate(
             bar.set_postfix(accuracy=f"{rows[-1]['accuracy']:.3f}")
         if observe is not None:
             observe(number, group, batches)
-    return Federation(model, pd.DataFrame(rows))
+        if kept.due() or number == rounds:
+            kept.save({"rounds": number, "rows": rows}, model=model.state_dict())
+    return Federation(model, pd.DataFrame(rows), drawn)
+
+
+def _checkpoint(
+    model: nn.Module,
+    clients: Sequence[Client],
+    settings: dict[str, object],
+    protocol: Protocol,
+    defence: Defence | None,
+    rounds: int,
+) -> Checkpoint:
+    """Where a federation keeps its model and history."""
+    named = [*model.state_dict().items()]
+    for client in clients:
+        named += [(f"images of {client.id}", client.data.images), (f"labels of {client.id}", client.data.labels)]
+    about = {"protocol": repr(protocol), "defence": repr(defence), "rounds": rounds, "model": str(model)}
+    device = {"device": str(next(model.parameters()).device)}
+    return checkpoint("federation", settings | about | device, named)

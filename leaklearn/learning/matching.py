@@ -41,6 +41,13 @@ class FixMatch:
             "sure": sure,
         }
 
+    def state(self) -> dict[str, Tensor]:
+        """What one batch hands to the next: nothing."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to put back."""
+
 
 class CoMatch:
     """Pseudo-labels smoothed over a memory bank, and a graph of them that a second strong view learns from."""
@@ -71,6 +78,15 @@ class CoMatch:
             "contrastive": graph_contrastive_loss(features[2], features[3], graph, recipe.temperature),
             "sure": (smoothed.amax(1) >= recipe.threshold).float().mean(),
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """What one batch hands to the next: the bank, and the means that alignment remembers."""
+        return self.align.state() | self.bank.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` told."""
+        self.align.restore({name: value for name, value in state.items() if name.startswith("mean")})
+        self.bank.restore({name: value for name, value in state.items() if not name.startswith("mean")})
 
 
 METHODS: dict[str, type[FixMatch] | type[CoMatch]] = {"fixmatch": FixMatch, "comatch": CoMatch}

@@ -36,6 +36,15 @@ class Alignment:
         aligned = probabilities / torch.stack(list(self._means)).mean(0)
         return aligned / aligned.sum(1, keepdim=True)
 
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers, the oldest first."""
+        return {f"mean{i:04d}": mean for i, mean in enumerate(self._means)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state` told, and nothing else."""
+        self._means.clear()
+        self._means.extend(state[name] for name in sorted(state))
+
 
 class MemoryBank:
     """Features and class probabilities of the last batches, a ring of fixed size; CoMatch, section 3.2.
@@ -66,6 +75,16 @@ class MemoryBank:
         kept, known = (torch.cat(part) for part in zip(*self._parts, strict=True))
         weights = (features @ kept.mT / temperature).softmax(1)
         return alpha * probabilities + (1 - alpha) * weights @ known
+
+    def state(self) -> dict[str, Tensor]:
+        """What it holds, the oldest first."""
+        return {f"{name}{i:04d}": t for i, part in enumerate(self._parts) for name, t in zip("fp", part, strict=True)}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Hold what `state` told, and nothing else."""
+        self._parts.clear()
+        features, probabilities = ([state[name] for name in sorted(state) if name[0] == kind] for kind in "fp")
+        self._parts.extend(zip(features, probabilities, strict=True))
 
 
 def pseudo_label_loss(scores: Tensor, probabilities: Tensor, threshold: float) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from time import perf_counter
 
 import pandas as pd
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
+from leaklearn.checkpoint import checkpoint
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.learning.accuracy import as_float, evaluate, labelled
 from leaklearn.learning.ema import Average
 from leaklearn.learning.matching import METHODS
 from leaklearn.learning.recipe import Recipe
+from leaklearn.learning.resume import restore, state_of
 from leaklearn.learning.semi_recipe import SemiRecipe
 from leaklearn.learning.train import TrainResult, parameter_groups, precision_of
 from leaklearn.models import build
@@ -138,11 +141,24 @@ def _fit(
     precision = precision_of(None, images.device)
     step = METHODS[method](recipe)
     classes = net.network.head.out_features
-    rows, totals, begin = [], [], perf_counter()
+    rows, totals, done = [], [], 0
     marks = {round(recipe.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
+    settings = {"method": method, "recipe": asdict(recipe), "seed": seed, "model": str(net), "device": str(many.device)}
+    named = {"images": images, "labels": labels, "many": many, "test": test.images, "truth": test.labels}
+    kept = checkpoint("semi_supervised", settings, (named | net.state_dict()).items())
+    if (state := kept.load()) is not None:
+        restore(state, net, optimiser, average, generator)
+        step.restore({name: value.to(many.device) for name, value in state.part("method").items()})
+        rows, totals = (
+            state.tensors["history/rows"].tolist(),
+            list(state.part("history").get("totals", torch.empty(0)).to(many.device)),
+        )
+        done = state.values["steps"]
+    begin = perf_counter() - (state.values["seconds"] if state else 0.0)
     net.train()
-    bar = tqdm(range(recipe.steps), desc=method, unit="batch", disable=not progress, leave=False)
-    batches = _batches(step.views, images, labels, many, recipe, generator)
+    look = {"initial": done, "total": recipe.steps, "desc": method, "unit": "batch", "leave": False}
+    bar = tqdm(range(done, recipe.steps), disable=not progress, **look)
+    batches = _batches(step.views, images, labels, many, recipe, generator, done)
     for number, (chosen, views) in zip(bar, batches, strict=True):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate(number)
@@ -166,8 +182,19 @@ def _fit(
             rows.append((number + 1, *means, accuracy, perf_counter() - begin))
             bar.set_postfix(sure=f"{means[4]:.2f}", test=f"{accuracy:.3f}")
             totals = []
+        # Only between blocks has the generator drawn for what is done, and no more.
+        if number + 1 == recipe.steps or (kept.due() and (number + 1) % _block(recipe) == 0):
+            history = {"rows": torch.tensor(rows, dtype=torch.float64)}
+            history |= {"totals": torch.stack(totals)} if totals else {}
+            parts = state_of(net, optimiser, average, generator) | {"history": history, "method": step.state()}
+            kept.save({"steps": number + 1, "seconds": perf_counter() - begin}, **parts)
     columns = ["step", "loss", "labelled_loss", "unlabelled_loss", "contrastive_loss", "sure"]
-    return pd.DataFrame(rows, columns=[*columns, "test_accuracy", "seconds"])
+    return pd.DataFrame(rows, columns=[*columns, "test_accuracy", "seconds"]).astype({"step": int})
+
+
+def _block(recipe: SemiRecipe) -> int:
+    """Batches whose views are made in one go."""
+    return max(1, AUGMENTED // (recipe.batch_size * recipe.ratio))
 
 
 def _batches(
@@ -177,14 +204,16 @@ def _batches(
     many: Tensor,
     recipe: SemiRecipe,
     generator: Generator,
+    done: int,
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Labels and views of every batch: of the labelled images the weak one, of the others what `make` gives.
 
-    Views are made for several batches in one go: on a few images augmentation takes as long as on hundreds.
+    Views are made for several batches in one go: on a few images augmentation takes as long as on hundreds. `done`
+    batches, whole blocks of them, are behind us.
     """
-    batch, count, left = recipe.batch_size, recipe.batch_size * recipe.ratio, recipe.steps
+    batch, count, left = recipe.batch_size, recipe.batch_size * recipe.ratio, recipe.steps - done
     while left:
-        block = min(left, max(1, AUGMENTED // count))
+        block = min(left, _block(recipe))
         few = torch.randint(len(images), (block * batch,), generator=generator, device=images.device)
         some = torch.randint(len(many), (block * count,), generator=generator, device=images.device)
         weak = recipe.views.weak(as_float(images[few]), generator).split(batch)

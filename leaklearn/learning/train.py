@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from leaklearn.checkpoint import checkpoint
 from leaklearn.data.augment import augment
 from leaklearn.learning.accuracy import as_float, evaluate, labelled
 from leaklearn.learning.ema import Average
 from leaklearn.learning.recipe import Recipe, default_pad
+from leaklearn.learning.resume import restore, state_of, trainable
 from leaklearn.models import build
 
 if TYPE_CHECKING:
@@ -159,12 +161,20 @@ def _fit(
     }
     total, batches = recipe.total_steps(len(images)), recipe.batches(len(images))
     row_steps = batches * max(1, -(-total // (batches * HISTORY_ROWS)))
-    rows, losses, hits, seen, epoch = [], [], [], 0, 0
-    start = perf_counter()
+    rows, losses, hits, seen, epoch, step = [], [], [], 0, 0, 0
+    about = {"model": str(model), "trained": trainable(model), "info": str(info), "device": str(images.device)}
+    settings = {"recipe": asdict(recipe), "seed": seed, "evaluate_every": evaluate_every, **about}
+    named = {"images": images, "labels": labels, "test": test.images, "truth": test.labels, **model.state_dict()}
+    kept = checkpoint("training", settings, named.items())
+    if (state := kept.load()) is not None:
+        restore(state, model, optimiser, average, generator)
+        scaler.load_state_dict(state.values["scaler"])
+        rows = state.tensors["history/rows"].tolist()
+        epoch, step = int(rows[-1][0]), int(rows[-1][1])
+    start = perf_counter() - (rows[-1][-1] if rows else 0.0)
 
     model.train()
-    step = 0
-    bar = tqdm(total=total, desc="training", unit="batch", disable=not progress)
+    bar = tqdm(total=total, initial=step, desc="training", unit="batch", disable=not progress)
     while step < total:
         order = torch.randperm(len(images), generator=generator, device=images.device)
         epoch += 1
@@ -201,9 +211,15 @@ def _fit(
         rows.append((epoch, step, mean_loss, train_accuracy, accuracy, perf_counter() - start))
         losses, hits, seen = [], [], 0
         bar.set_postfix(loss=f"{mean_loss:.3f}", test=f"{accuracy:.3f}")
+        if kept.due() or step == total:
+            history = {"rows": torch.tensor(rows, dtype=torch.float64)}
+            kept.save(
+                {"scaler": scaler.state_dict()}, **state_of(model, optimiser, average, generator), history=history
+            )
     bar.close()
     log.info("trained %d steps on %d images: test accuracy %.4f", total, len(images), rows[-1][4])
-    return pd.DataFrame(rows, columns=["epoch", "step", "loss", "train_accuracy", "test_accuracy", "seconds"])
+    columns = ["epoch", "step", "loss", "train_accuracy", "test_accuracy", "seconds"]
+    return pd.DataFrame(rows, columns=columns).astype({"epoch": int, "step": int})
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

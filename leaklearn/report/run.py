@@ -21,12 +21,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
-import psutil
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from leaklearn import parameters
-from leaklearn.files import plain, write_bytes, write_json, write_text
+from leaklearn.files import plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report import provenance
 
@@ -151,14 +150,6 @@ def replace_folder(new: Path, destination: Path) -> None:
         os.replace(destination, aside)
     os.replace(new, destination)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def remove_abandoned(folder: Path, notebook: str) -> None:
-    """Remove hidden files and folders that runs of `notebook` left in `folder` when their process was killed."""
-    for path in folder.glob(f".{notebook}.*"):
-        process = path.name.removeprefix(f".{notebook}.").split(".")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _checked_name(name: str, what: str) -> str:

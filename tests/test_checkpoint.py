@@ -1,0 +1,188 @@
+"""A killed training, federation or inversion goes on where it stopped and ends with the very same result."""
+
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+import leaklearn as ll
+from leaklearn import checkpoint as module
+from leaklearn.checkpoint import FOLDER, checkpoint
+from leaklearn.experiments.batches import attack_batches
+from leaklearn.learning.semi_recipe import SemiRecipe
+from leaklearn.learning.semi_supervised import train_semi_supervised
+
+
+class Killed(Exception):
+    """Stands for the kernel's death."""
+
+
+@pytest.fixture(scope="module")
+def mnist5k():
+    return ll.load("mnist5k")
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A folder for checkpoints, written at every chance."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "states"))
+    monkeypatch.setattr(module, "EVERY", 0.0)
+    return tmp_path / "states"
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """Let the process die right after the given number of states were written."""
+
+    def after(count):
+        save, written = module.Checkpoint.save, []
+
+        def dying(self, *args, **kwargs):
+            save(self, *args, **kwargs)
+            written.append(self.path)
+            if len(written) == count:
+                raise Killed
+
+        monkeypatch.setattr(module.Checkpoint, "save", dying)
+
+    return after
+
+
+def same(one, two):
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def without_seconds(history):
+    return history.drop(columns="seconds", errors="ignore")
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_training_goes_on(mnist5k, kept, kill, monkeypatch, ema):
+    recipe = ll.Recipe(epochs=5, batch_size=32, ema=ema, cutout=4)
+    data, test = mnist5k.train[:128], mnist5k.test[:64]
+    run = lambda: ll.train("lenet", data, test=test, recipe=recipe, seed=3)  # noqa: E731
+    monkeypatch.delenv(FOLDER)
+    whole = run()
+    monkeypatch.setenv(FOLDER, str(kept))
+    kill(2)
+    with pytest.raises(Killed):
+        run()
+    monkeypatch.setattr(module.Checkpoint, "due", lambda self: False)
+    resumed = run()
+    same(whole.model.state_dict(), resumed.model.state_dict())
+    pd.testing.assert_frame_equal(without_seconds(whole.history), without_seconds(resumed.history))
+    assert resumed.history["seconds"].is_monotonic_increasing
+    assert len(list(kept.iterdir())) == 1
+
+
+def test_a_finished_training_is_not_run_again(mnist5k, kept, monkeypatch):
+    run = lambda: ll.train("lenet", mnist5k.train[:64], test=mnist5k.test[:32], recipe=ll.Recipe(steps=3))  # noqa: E731
+    first = run()
+    monkeypatch.setattr(sys.modules["leaklearn.learning.train"], "augment", None)  # any step would fail
+    again = run()
+    same(first.model.state_dict(), again.model.state_dict())
+    assert again.accuracy == first.accuracy
+
+
+def test_frozen_parts_are_another_training(mnist5k, kept):
+    options = {"test": mnist5k.test[:32], "recipe": ll.Recipe(steps=3)}
+    model = ll.build("lenet", mnist5k, seed=0)
+    all_of_it = ll.train(model, mnist5k.train[:64], **options)
+    next(iter(model.parameters())).requires_grad_(False)
+    frozen = ll.train(model, mnist5k.train[:64], **options)
+    name = next(iter(dict(model.named_parameters())))
+    assert torch.equal(frozen.model.state_dict()[name], model.state_dict()[name])
+    assert not torch.equal(frozen.model.state_dict()[name], all_of_it.model.state_dict()[name])
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "comatch"])
+def test_semi_supervised_training_goes_on(mnist5k, kept, kill, monkeypatch, method):
+    monkeypatch.setattr("leaklearn.learning.semi_supervised.AUGMENTED", 64)
+    recipe = SemiRecipe(steps=24, batch_size=8, ratio=2, ema=0.9, bank_batches=2, align_batches=3)
+    few, many, test = mnist5k.train[:20], mnist5k.train[:300].images, mnist5k.test[:64]
+    model = ll.build("convnet", mnist5k, width=4)
+    run = lambda: train_semi_supervised(model, few, many, test=test, method=method, recipe=recipe)  # noqa: E731
+    monkeypatch.delenv(FOLDER)
+    whole = run()
+    monkeypatch.setenv(FOLDER, str(kept))
+    kill(3)  # after 12 of 24 steps: views are made for four batches at once
+    with pytest.raises(Killed):
+        run()
+    resumed = run()
+    same(whole.model.state_dict(), resumed.model.state_dict())
+    pd.testing.assert_frame_equal(without_seconds(whole.history), without_seconds(resumed.history))
+
+
+def test_a_federation_goes_on(mnist5k, kept, kill, monkeypatch):
+    clients = ll.make_clients(mnist5k.train[:200], clients=5, seed=0)
+
+    def run():
+        found = ll.federate(
+            ll.build("lenet", mnist5k, seed=1), clients, ll.FedAvg(batch_size=8, local_steps=2, lr=0.1),
+            rounds=6, clients_per_round=2, evaluate=lambda model: float(next(model.parameters()).detach().mean()),
+            evaluate_every=2,
+        )  # fmt: skip
+        return found
+
+    monkeypatch.delenv(FOLDER)
+    whole = run()
+    monkeypatch.setenv(FOLDER, str(kept))
+    kill(3)
+    with pytest.raises(Killed):
+        run()
+    answers = []
+    respond = ll.federated.server.respond
+    monkeypatch.setattr(
+        "leaklearn.federated.server.respond", lambda *args, **kwargs: answers.append(0) or respond(*args, **kwargs)
+    )
+    resumed = run()
+    assert len(answers) == 3
+    same(whole.model.state_dict(), resumed.model.state_dict())
+    pd.testing.assert_frame_equal(whole.history, resumed.history)
+    assert whole.drawn == resumed.drawn
+    assert len(whole.drawn) == 6
+
+
+def test_an_inversion_is_read_back(mnist5k, kept, monkeypatch):
+    options = {"images": 4, "iterations": 3, "snapshots": [0, 2], "seed": 1}
+    first = attack_batches(mnist5k, "convnet-gelu", "fast", 2, **options)
+    monkeypatch.setattr("leaklearn.attacks.inversion.GradientInversion.invert", None)
+    again = attack_batches(mnist5k, "convnet-gelu", "fast", 2, **options)
+    assert torch.equal(first.reconstructions, again.reconstructions)
+    pd.testing.assert_frame_equal(first.course(), again.course())
+    assert first.row() == again.row()
+
+
+def test_nothing_is_kept_without_a_folder(mnist5k, tmp_path, monkeypatch):
+    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.chdir(tmp_path)
+    state = checkpoint("training", {}, [])
+    state.save({"a": 1}, part={"x": torch.ones(1)})
+    assert state.load() is None
+    assert not state.due()
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_tensors_or_versions_have_other_names(kept, monkeypatch):
+    tensors = [("x", torch.ones(2))]
+    path = checkpoint("a", {"lr": 0.1}, tensors).path
+    assert path == checkpoint("a", {"lr": 0.1}, tensors).path
+    assert path != checkpoint("a", {"lr": 0.2}, tensors).path
+    assert path != checkpoint("a", {"lr": 0.1}, [("x", torch.zeros(2))]).path
+    assert path != checkpoint("a", {"lr": 0.1}, [("x", torch.ones(2, dtype=torch.int64))]).path
+    monkeypatch.setattr(module, "_source", lambda: "another version")
+    assert path != checkpoint("a", {"lr": 0.1}, tensors).path
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_a_damaged_state_starts_again(kept, caplog, damage):
+    state = checkpoint("training", {}, [])
+    state.save({"step": 3}, part={"x": torch.arange(5)})
+    assert state.load().values == {"step": 3}
+    assert torch.equal(state.load().part("part")["x"], torch.arange(5))
+    content = state.path.read_bytes()
+    state.path.write_bytes({"cut": content[:-4], "changed": content[:-1] + b"\x7f", "empty": b""}[damage])
+    assert state.load() is None
+    assert "starts again" in caplog.text
