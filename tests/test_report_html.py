@@ -91,7 +91,7 @@ def test_what_a_run_left_is_shown(project):
     for expected in (
         "Title of 00_shown",
         "Its <em>question</em>.",
-        "A curve &amp; its &lt;caption&gt;.",  # escaped, in the caption and as alternative text
+        "A curve &amp; its &lt;caption&gt;.",
         "The results.",
         "holds: 3 of 3",
         "[0.885, 0.935]",  # the seeds of a setting are folded into a mean with its interval
@@ -100,7 +100,9 @@ def test_what_a_run_left_is_shown(project):
     ):
         assert expected in text
     images = [attributes for tag, attributes in Page(text).tags if tag == "img"]
-    assert [image["alt"] for image in images] == ["A curve & its <caption>."]
+    assert [image["alt"].partition(" It is")[0] for image in images] == [
+        "Figure curve, to the question: Title of 00_shown?"
+    ]
 
 
 def test_a_failure_and_an_absence_are_told(project):
@@ -150,4 +152,4 @@ def test_an_older_run_is_dated_where_the_last_one_failed(project):
     copy = project.results("laptop", "02_failed") / "notebook.failed.ipynb"
     copy.rename(project.results("laptop", "00_shown") / copy.name)
     begun = json.loads((project.results("laptop", "00_shown") / "provenance.json").read_text())["started"]
-    assert f"from the run of {begun} before it" in render("laptop", project)
+    assert f"from the run of {begun[:10]} {begun[11:16]} UTC before it" in render("laptop", project)

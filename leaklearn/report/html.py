@@ -1,6 +1,7 @@
 """One self-contained page over all results of a preset: claims and verdicts, figures, tables, provenance."""
 
 import base64
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,25 +10,33 @@ import nbformat
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
+from PIL import Image
 
 from leaklearn.files import read_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts
-from leaklearn.report.paper import CLAIMS
+from leaklearn.report.paper import CLAIMS, NUMBERS
 from leaklearn.report.tables import Table, short, shown
 
 CHECK_TAG = "nbval-check-output"
 MARKS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗", "not run": "–"}
+SHORTEST_FOLDED = (
+    13  # rows: a longer table, or list of single numbers, is opened by a click, so that figures stay close
+)
+WIDEST_IN_PRINT = 8  # columns: a wider table is printed smaller
+SCREEN_DPI = 96  # pixels of a browser in an inch
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG as a data URI, with its file's name, caption and alternative text."""
+    """A PNG as a data URI, with its file's name, caption, alternative text, and the size it was drawn for in pixels."""
 
     file: str
     source: str
     caption: str
     alt: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -78,33 +87,69 @@ def render(preset: str, paths: Paths = REPOSITORY) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["short"] = short
+    environment.filters |= {"short": short, "signed": signed, "moment": moment, "words": words, "held": held}
     return environment.get_template("report.html.j2").render(
         preset=preset,
         style=(here / "report.css").read_text(encoding="utf-8"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         groups=_groups(claims),
+        judged=(len(CLAIMS), len(NUMBERS)),
         counts=summarise_verdicts(claims).to_dict("records"),
         marks=MARKS,
         sections=sections,
+        environments=list(dict.fromkeys(environment_of(each.ran) for each in sections if each.ran)),
+        environment_of=environment_of,
+        shortest_folded=SHORTEST_FOLDED,
+        widest_in_print=WIDEST_IN_PRINT,
         linked={each.name for each in sections},
         drawn={f"{each.name}/{figure.file}" for each in sections for figure in each.figures},
     )
 
 
+def signed(text: str) -> str:
+    """The text with true minus signs before its numbers; hyphens in names stay."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", "−", text)
+
+
+def moment(started: str) -> str:
+    """An ISO time of UTC as a reader writes it."""
+    return f"{started[:16].replace('T', ' ')} UTC"
+
+
+def words(name: str) -> str:
+    """A file's name as words: `fig_leak_rate.png` gives `leak rate`."""
+    return Path(name).stem.removeprefix("fig_").replace("_", " ")
+
+
+def held(line: str) -> tuple[bool, str]:
+    """Whether a printed line says `: True` only, and its text without that.
+
+    A line with a `: False` stays as it is and counts neither way: of a defence, say, it is a finding, not a failure.
+    """
+    found = re.findall(r": (True|False)\b", line)
+    true = bool(found) and "False" not in found
+    return true, re.sub(r": True\b", "", line) if true else line
+
+
+def environment_of(ran: dict) -> str:
+    """Machine and versions of a run in one line, so that runs of one environment can share it."""
+    device, versions = ran["device"], ran["versions"]
+    threads = f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}"
+    machine = f"{device['gpu'] or device['cpu']}, {threads}, {device['platform']}"
+    return f"{machine}; {', '.join(f'{name} {version}' for name, version in versions.items())}"
+
+
 def _groups(claims: pd.DataFrame) -> list[tuple[str, list[dict]]]:
-    """Rows of the claims table in two groups: claims, and numbers."""
+    """Claims, and numbers: each with its id, its text and its rows of the claims table."""
     ids = {claim.id for claim in CLAIMS}
-    rows = claims.to_dict("records")
-    spans = claims["claim"].value_counts()
-    for row, first in zip(rows, ~claims["claim"].duplicated(), strict=True):
-        row["span"] = spans[row["claim"]] if first else 0  # the claim's own cells reach over all its rows
-        bounds = f" [{row['low']:.2f}, {row['high']:.2f}]" if row["low"] == row["low"] else ""
-        row["value"] = f"{row['measured']:.2f}{bounds}" if row["measured"] == row["measured"] else "–"
-    return [
-        ("Claims", [row for row in rows if row["claim"] in ids]),
-        ("Numbers", [row for row in rows if row["claim"] not in ids]),
-    ]
+    found = {"Claims": [], "Numbers": []}
+    for (name, text), part in claims.groupby(["claim", "text"], sort=False):
+        rows = part.to_dict("records")
+        for row in rows:
+            bounds = f" [{row['low']:,.2f}, {row['high']:,.2f}]" if row["low"] == row["low"] else ""
+            row["value"] = f"{row['measured']:,.2f}{bounds}" if row["measured"] == row["measured"] else "–"
+        found["Claims" if name in ids else "Numbers"].append({"id": name, "text": text, "rows": rows})
+    return list(found.items())
 
 
 def section(name: str, preset: str, paths: Paths) -> Section:
@@ -119,6 +164,7 @@ def section(name: str, preset: str, paths: Paths) -> Section:
     for file in files:
         if file.endswith(".csv") and file != "claims.csv":  # the claims open the page
             tables.append((file, captions.get(file, ""), shown(pd.read_csv(folder / file))))
+    pictures = [file for file in files if file.endswith(".png")]
     return Section(
         name=name,
         title=title,
@@ -126,7 +172,7 @@ def section(name: str, preset: str, paths: Paths) -> Section:
         ran=ran,
         error=_failure(folder / "notebook.failed.ipynb"),
         checks=_checks(folder / "notebook.ipynb"),
-        figures=[_figure(folder / file, captions.get(file, ""), title) for file in files if file.endswith(".png")],
+        figures=[_figure(folder / file, captions.get(file, ""), title, bool(tables)) for file in pictures],
         tables=tables,
         metrics={key.replace("_", " "): short(value) for key, value in read_json(folder / "metrics.json").items()},
     )
@@ -139,17 +185,21 @@ def _heading(notebook: Path) -> tuple[str, str]:
     return first.lstrip("# ").strip(), markdown2html_mistune(rest)
 
 
-def _figure(file: Path, caption: str, title: str) -> Figure:
+def _figure(file: Path, caption: str, title: str, tables: bool) -> Figure:
+    # The caption is read out beside it: the alternative text says which figure this is and where its numbers are.
+    alt = f"Figure {words(file.name)}, to the question: {title.rstrip('?.')}?"
+    alt += " It is described in its caption." if caption else ""
+    alt += " The tables of this section hold its numbers." if tables else ""
+    with Image.open(file) as image:
+        scale = SCREEN_DPI / image.info.get("dpi", (SCREEN_DPI,))[0]
+        width, height = (round(length * scale) for length in image.size)
     encoded = base64.b64encode(file.read_bytes()).decode("ascii")
-    alt = caption or f"{file.stem.removeprefix('fig_').replace('_', ' ')} ({title})"
-    return Figure(file.name, f"data:image/png;base64,{encoded}", caption, alt)
+    return Figure(file.name, f"data:image/png;base64,{encoded}", caption, alt, width, height)
 
 
 def _checks(notebook: Path) -> list[str]:
     """What the cells that must hold printed."""
-    if not notebook.is_file():
-        return []
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = _executed(notebook) or []
     outputs = [out for cell in cells if CHECK_TAG in cell.metadata.get("tags", []) for out in cell.get("outputs", [])]
     return [line for out in outputs if out.output_type == "stream" for line in out.text.splitlines() if line.strip()]
 
@@ -158,6 +208,16 @@ def _failure(notebook: Path) -> str:
     """The error that stopped a failed copy, in one line."""
     if not notebook.is_file():
         return ""
-    cells = nbformat.read(notebook, as_version=4).cells
+    cells = _executed(notebook)
+    if cells is None:
+        return f"its copy {notebook.name} is damaged: delete it, or run the notebook again"
     errors = [out for cell in cells for out in cell.get("outputs", []) if out.output_type == "error"]
     return " ".join(f"{errors[-1].ename}: {errors[-1].evalue}".split()) if errors else "it stopped without an error"
+
+
+def _executed(notebook: Path) -> list[nbformat.NotebookNode] | None:
+    """Cells of an executed copy, None where it is missing or damaged: the rest of the page is still worth having."""
+    try:
+        return nbformat.read(notebook, as_version=4).cells
+    except (FileNotFoundError, ValueError):  # nbformat's own errors are of the latter kind
+        return None
