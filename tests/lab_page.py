@@ -156,30 +156,34 @@ class Page:
         assert not errors.count(), errors.first.inner_text()
         self.wait_until_idle()
 
-    def sliders(self) -> list:
-        """Every slider of every explorer."""
-        return self.page.locator(".widget-vbox .noUi-handle").all()
+    def controls(self) -> list:
+        """Every slider and menu of every explorer; a move of one may show or hide others after it."""
+        return self.page.locator(".widget-vbox .noUi-handle, .widget-vbox select").all()
 
-    def move(self, slider, screenshot: Path | None = None, seconds: float = 10) -> float:
-        """Move a slider to one end, or if it is there to the other, until text and picture change: the seconds it took.
+    def move(self, control, screenshot: Path | None = None, seconds: float = 10) -> float:
+        """Move a slider or menu to its end, or if it is there to its start, until text or picture change.
 
-        An AssertionError if they do not change.
+        Returns the seconds that it took; an AssertionError if neither changes.
         """
-        slider.scroll_into_view_if_needed()
+        control.scroll_into_view_if_needed()
         self.page.wait_for_timeout(500)
-        picture, line = slider.evaluate(self.PICTURE), slider.evaluate(self.LINE)
+        picture, line = control.evaluate(self.PICTURE), control.evaluate(self.LINE)
         if screenshot:
             self.page.screenshot(path=screenshot.with_name(f"{screenshot.name}_before.png"))
         for key in ("End", "Home"):
-            slider.focus()
+            control.focus()
             begin = time.monotonic()
-            slider.press(key)
+            if control.evaluate("control => control.tagName") == "SELECT":
+                count = control.evaluate("control => control.options.length")
+                control.select_option(index={"End": count - 1, "Home": 0}[key])
+            else:
+                control.press(key)
             while time.monotonic() < begin + seconds / 2:
-                if slider.evaluate(self.PICTURE) != picture or slider.evaluate(self.LINE) != line:
+                if control.evaluate(self.PICTURE) != picture or control.evaluate(self.LINE) != line:
                     taken = time.monotonic() - begin
                     if screenshot:
                         self.page.wait_for_timeout(500)
                         self.page.screenshot(path=screenshot.with_name(f"{screenshot.name}_after.png"))
                     return taken
                 time.sleep(0.02)
-        raise AssertionError(f"moving a slider changed neither picture nor text ({line!r})")
+        raise AssertionError(f"moving a control changed neither picture nor text ({line!r})")

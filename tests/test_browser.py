@@ -1,4 +1,4 @@
-"""JupyterLab as people use it, in headless Chromium: Run All, every slider of every explorer, Restart.
+"""JupyterLab as people use it, in headless Chromium: Run All, every slider and menu of every explorer, Restart.
 
 Screenshots before and after each move, and the seconds that moves took, are kept in `outputs/browser/`. By default one
 notebook is tried; `make test-browser` tries all that have explorers.
@@ -41,20 +41,19 @@ def browser():
 
 
 @pytest.mark.parametrize("notebook", TRIED)
-def test_run_all_then_every_slider_changes_its_picture(browser, address, notebook):
+def test_run_all_then_every_control_changes_its_picture(browser, address, notebook):
     page = Page(browser, address, notebook)
     page.run_all()
     SHOTS.mkdir(parents=True, exist_ok=True)
-    sliders = page.sliders()
-    assert sliders
-    moves = [
-        {"notebook": notebook, "slider": number, "seconds": round(page.move(slider, SHOTS / f"{notebook}_{number}"), 2)}
-        for number, slider in enumerate(sliders)
-    ]
+    assert page.controls()
+    moves: list[dict] = []
+    while len(moves) < len(page.controls()):
+        seconds = page.move(page.controls()[len(moves)], SHOTS / f"{notebook}_{len(moves)}")
+        moves.append({"notebook": notebook, "control": len(moves), "seconds": round(seconds, 2)})
     write_text(SHOTS / f"{notebook}.csv", pd.DataFrame(moves).to_csv(index=False))
     if notebook == TRIED[0]:
         page.restart_and_run_all()
-        page.move(page.sliders()[0])
+        page.move(page.controls()[0])
     assert not page.problems
     page.page.close()
 
@@ -75,5 +74,5 @@ def test_a_broken_callback_is_seen(browser, tmp_path):
         page = Page(browser, address, "00_broken")
         page.run_all()
         with pytest.raises(AssertionError, match="changed neither picture nor text"):
-            page.move(page.sliders()[0], seconds=4)
+            page.move(page.controls()[0], seconds=4)
         page.page.close()

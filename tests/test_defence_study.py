@@ -209,7 +209,7 @@ def test_charts_and_explorer(study):
     box = explore_defence(study)
     attack, defence, strength, line, picture = box.children
     before = picture.value
-    defence.value = "dp_sgd"
+    assert defence.value == "dp_sgd"
     assert [value for _, value in strength.options] == [0.01, 100.0]
     strength.value = 100.0
     assert picture.value != before

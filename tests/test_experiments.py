@@ -1,6 +1,7 @@
 """The measurements behind the notebooks, at tiny sizes."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,12 @@ import torch
 from leaklearn.data import load
 from leaklearn.experiments.anatomy import dissect
 from leaklearn.experiments.harvest import InversionSettings
+from leaklearn.experiments.layer_sizes import train_by_factor
 from leaklearn.experiments.leakage import attack_round, measure_leakage
 from leaklearn.experiments.setting import Setting, crowd_settings, factor_settings
 from leaklearn.experiments.sources import FederationSettings, compare_sources
 from leaklearn.federated import make_clients
-from leaklearn.learning import Recipe
+from leaklearn.learning import Recipe, train
 
 TABLE = "dataset seed attack protocol fc_factor clients images_per_client local_steps leak_rate expected_leak_rate psnr"
 
@@ -147,3 +149,25 @@ def test_gradient_inversion_is_a_source(data, tmp_path):
     assert [path.name[:30] for path in tmp_path.iterdir()] == ["inversion_mnist5k_convnet-gelu"]
     with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
         compare_sources(data, settings, inversion=InversionSettings(images=4004), **options)
+
+
+def test_a_smaller_layer_leaks_less_and_is_trained_as_long(data, monkeypatch):
+    lengths = []
+
+    def recorded(network, leak, *, recipe, **options):
+        lengths.append(recipe.total_steps(len(leak)))
+        return train(network, leak, recipe=replace(recipe, steps=8), **options)
+
+    monkeypatch.setattr("leaklearn.experiments.layer_sizes.train", recorded)
+    recipe = Recipe(epochs=1)
+    settings = FederationSettings(clients=12, images_per_client=32)
+    options = {"recipe": recipe, "seeds": [0, 1], "model": "lenet", "progress": False}
+    found = train_by_factor(data, settings, [4.0, 1.0], **options)
+    assert lengths == [recipe.total_steps(4000)] * 4
+    assert found["expected_leak_rate"].tolist() == pytest.approx([(1 - 1 / n) ** 31 for n in (128, 32)] * 2)
+    assert (found["leak_rate"] - found["expected_leak_rate"]).abs().max() < 0.1
+    # What is trained on is what the attacker accepts: nearly all that leaked, and nothing else.
+    assert (found["images"] / (12 * 32) - found["leak_rate"]).abs().max() < 0.02
+    assert found["accuracy"].between(0, 1).all()
+    with pytest.raises(ValueError, match="4000 training images"):
+        train_by_factor(data, FederationSettings(clients=70), [4.0], **options)

@@ -10,7 +10,7 @@ from leaklearn.experiments.anatomy import dissect
 from leaklearn.experiments.leakage import attack_round
 from leaklearn.experiments.setting import Setting
 from leaklearn.federated import make_clients
-from leaklearn.report.curves import accuracy_chart, crowd_chart, leak_rate_panels, rounds_chart
+from leaklearn.report.curves import accuracy_chart, crowd_chart, layer_sizes_chart, leak_rate_panels, rounds_chart
 from leaklearn.report.pictures import bins_chart, client_view, image_grid, pairs
 from leaklearn.widgets import explore_clients
 
@@ -68,6 +68,10 @@ def test_accuracy_chart_draws_the_papers_numbers_for_their_data_set_only(dataset
     assert len(paper) == references
     history = pd.DataFrame({"dataset": dataset, "seed": [0, 0], "round": [1, 2], "accuracy": [0.5, 0.6]})
     assert len(rounds_chart(history, pd.DataFrame(rows)).axes) == 1
+    rates = {"leak_rate": 0.6, "expected_leak_rate": 0.61, "accuracy": 0.7}
+    sizes = [{"dataset": dataset, "seed": s, "fc_factor": f, **rates} for s in range(2) for f in (4.0, 1.0)]
+    marks = [line for line in layer_sizes_chart(pd.DataFrame(sizes)).axes[0].lines if line.get_marker() == "x"]
+    assert [line.get_ydata().tolist() for line in marks] == [[78.93, 76.61, 75.15]] * (references > 0)
 
 
 def test_pictures_draw_every_image(attacked):

@@ -43,7 +43,7 @@ def test_files_of_a_run(paths, fig):
     folder = paths.outputs / "laptop" / "00_first"
     names = {"fig_curve.png", "fig_curve.pdf", "training.csv", "metrics.json", "provenance.json"}
     assert {path.name for path in folder.iterdir()} == names
-    assert {name.rsplit("/")[-1] for name in listed["file"]} == names
+    assert set(listed["outputs/laptop/00_first/"]) == names
     assert (folder / "training.csv").read_text() == "seed,accuracy\n0,0.5\n1,0.6\n"
     assert json.loads((folder / "metrics.json").read_text()) == {"best": 0.5, "bad": None, "count": 3}
     assert (folder / "fig_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -96,7 +96,7 @@ def test_after_finish_a_cell_can_be_run_again(paths, fig):
     run = start("00_first", VALUES, paths=paths)
     run.finish()
     run.figure(fig, "late", caption="Late.")
-    assert "outputs/laptop/00_first/fig_late.png" in list(run.finish()["file"])
+    assert "fig_late.png" in list(run.finish()["outputs/laptop/00_first/"])
     told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
     assert told["captions"] == {"fig_late.png": "Late."}
 

@@ -1,5 +1,6 @@
 """Explorers: what they say is what was measured, they react to every control, and compute nothing twice."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -12,7 +13,7 @@ from leaklearn.experiments.quality_groups import MEASURES, Graded, GroupComparis
 from leaklearn.experiments.semi_supervised import SemiComparison
 from leaklearn.experiments.setting import Setting
 from leaklearn.leaks import Leak
-from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, linear
+from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, linear, parts
 
 PNG = b"\x89PNG"
 
@@ -67,7 +68,9 @@ def test_matching_counts_the_labels_that_it_keeps():
         truth,
     )
     widget = explore_matching({"base": example})
-    seen, lines = pictures(widget, [(2, 0.8), (2, 0.99), (1, "bin_scan"), (2, 0.0)])
+    # Of one setting only.
+    assert [control.description for control in widget.children[:-2]] == ["method", "at least so sure"]
+    seen, lines = pictures(widget, [(1, 0.8), (1, 0.99), (0, "bin_scan"), (1, 0.0)])
     assert "4 of 4 labels kept, 75.0 % of them right" in lines[0]
     assert "3 of 4 labels kept, 66.7 % of them right" in lines[1]
     assert "1 of 4 labels kept, 100.0 % of them right" in lines[2]
@@ -124,3 +127,19 @@ def test_labelling_shows_accuracies_and_views():
     assert lines[0] == "labelled images alone <b>50.0 %</b>; FixMatch <b>75.0 %</b>; CoMatch <b>80.0 %</b>"
     assert lines[2].endswith("CoMatch <b>90.0 %</b>")
     assert seen[0] == seen[3] != seen[1]
+
+
+def test_a_control_is_shown_while_it_can_be_moved():
+    kind, strength = parts.menu("kind", ["a", "b"]), parts.choices("strength", [1])
+
+    def view():
+        strength.options = [1] if kind.value == "a" else [1, 2]
+        return kind.value, plt.figure(figsize=(1, 1))
+
+    widget = parts.explorer([kind, strength, parts.slider("client", 0, 0, 0)], view)
+    shown = lambda: [control.description for control in widget.children[:-2]]  # noqa: E731
+    assert shown() == ["kind"]
+    kind.value = "b"
+    assert shown() == ["kind", "strength"]
+    kind.value = "a"
+    assert shown() == ["kind"]

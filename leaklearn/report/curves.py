@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from leaklearn.evaluation.statistics import summarise
-from leaklearn.report.paper import ACCURACY, DATASET
+from leaklearn.report.paper import ACCURACY, DATASET, LEAKED
 from leaklearn.report.style import (
     COLOURS,
     PALETTE,
@@ -17,6 +17,7 @@ from leaklearn.report.style import (
     axes_or_new,
     band,
     error_bars,
+    log_axis,
     reference_line,
     seed_band,
 )
@@ -134,6 +135,33 @@ def accuracy_chart(table: pd.DataFrame) -> Figure:
         ax.set_xlim(-0.5, len(sources) - 0.3)
         ax.set_ylabel("test accuracy (%)")
         ax.set_title(f"{name}: what the data is worth")
+    return fig
+
+
+def layer_sizes_chart(table: pd.DataFrame) -> Figure:
+    """Leak rate of one step, and accuracy of training on the leak, against the FC factor; one panel a data set.
+
+    The paper's three numbers (P6) are for CIFAR-10 and are drawn only there, beside both readings.
+    """
+    names = list(table["dataset"].unique())
+    fig, axes = plt.subplots(1, len(names), figsize=(6.4 * len(names) ** 0.7, 4), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        mine = table[table["dataset"] == name].assign(
+            leak_rate=lambda rows: 100 * rows["leak_rate"], accuracy=lambda rows: 100 * rows["accuracy"]
+        )
+        closed = mine.drop_duplicates("fc_factor").sort_values("fc_factor")
+        seed_band(mine, "fc_factor", "accuracy", label="accuracy, trained on them", color=COLOURS["lll"], ax=ax)
+        look = {"label": "images leaked in one step", "color": COLOURS["robbing_the_fed"], "marker": "s"}
+        seed_band(mine, "fc_factor", "leak_rate", ax=ax, **look)
+        ax.plot(closed["fc_factor"], 100 * closed["expected_leak_rate"], "--", color=PAPER_COLOUR, label="closed form")
+        if name == DATASET:
+            ax.plot(list(LEAKED), list(LEAKED.values()), "x", color="black", markersize=9, label="the paper's P6")
+        log_axis(ax, sorted(mine["fc_factor"].unique()))
+        ax.set_ylim(0, 100)
+        ax.set_xlabel("neurons per image (FC factor)")
+        ax.set_ylabel("%")
+        ax.set_title(f"{name}: what a smaller layer costs")
+        ax.legend(loc="lower right")
     return fig
 
 

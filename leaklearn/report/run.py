@@ -125,8 +125,9 @@ class Run:
             replace_folder(self.folder, self.destination)
             self.folder = self.destination
         files = sorted(path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        names = [f"outputs/{self.preset}/{self.notebook}/{path.name}" for path in files]
-        return pd.DataFrame({"file": names, "KiB": [round(path.stat().st_size / 1024, 1) for path in files]})
+        sizes = [round(path.stat().st_size / 1024, 1) for path in files]
+        # The folder stands above the names: pandas cuts what is longer than 50 characters.
+        return pd.DataFrame({f"outputs/{self.preset}/{self.notebook}/": [path.name for path in files], "KiB": sizes})
 
     def _provenance(self) -> dict[str, object]:
         return {

@@ -15,7 +15,7 @@ from leaklearn.experiments.label_examples import MatchedExample
 from leaklearn.experiments.leakage import AttackedRound, attack_round
 from leaklearn.experiments.setting import Setting
 from leaklearn.federated import make_clients
-from leaklearn.report.label_matching import matched_pictures
+from leaklearn.report.label_matching import METHODS, matched_pictures
 from leaklearn.report.pictures import client_view, pairs
 from leaklearn.widgets.parts import choices, explorer, menu, slider
 
@@ -109,7 +109,7 @@ def explore_matching(examples: Mapping[str, MatchedExample], *, images: int = 20
     Returns
     -------
     ipywidgets.VBox
-        Two menus, a slider, a line of text and a picture; nothing is computed anew.
+        Two menus, a slider, a line of text and a picture; nothing is computed anew. It begins with the last setting.
 
     Raises
     ------
@@ -118,7 +118,9 @@ def explore_matching(examples: Mapping[str, MatchedExample], *, images: int = 20
     """
     if not examples:
         raise ValueError("no examples; give at least one as {setting: MatchedExample}")
-    setting, method = menu("setting", examples), menu("method", next(iter(examples.values())).by_method)
+    methods = [(METHODS[name][0], name) for name in next(iter(examples.values())).by_method]
+    setting, method = menu("setting", examples), menu("method", methods)
+    setting.value = list(examples)[-1]
     sure = choices("at least so sure", [0.0, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999])
 
     def view() -> tuple[str, Figure]:
@@ -127,8 +129,9 @@ def explore_matching(examples: Mapping[str, MatchedExample], *, images: int = 20
         kept = leak.label_confidence >= sure.value
         right = (leak.labels == example.truth)[kept]
         share = f"{100 * right.float().mean():.1f} %" if len(right) else "none"
-        line = f"<b>{int(kept.sum())} of {len(kept)} labels kept, {share} of them right</b>"
+        told = f"{int(kept.sum())} of {len(kept)} labels kept, {share} of them right"
         shown = torch.arange(min(images, len(leak)))
-        return line, matched_pictures(leak[shown], example.truth[shown], sure.value)
+        fig = matched_pictures(leak[shown], example.truth[shown], sure.value)
+        return f"{METHODS[method.value][0]}, at least {sure.value:g} sure: <b>{told}</b>", fig
 
     return explorer([setting, method, sure], view)

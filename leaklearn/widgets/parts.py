@@ -27,8 +27,8 @@ def choices(name: str, options: Sequence, value: object = None) -> widgets.Selec
     return widgets.SelectionSlider(options=list(options), description=name, **start, **WIDE)
 
 
-def menu(name: str, options: Sequence[str]) -> widgets.Dropdown:
-    """A list to choose from."""
+def menu(name: str, options: Sequence) -> widgets.Dropdown:
+    """A list to choose from, each option as it is or as (text, value)."""
     about = {key: value for key, value in WIDE.items() if key != "continuous_update"}
     return widgets.Dropdown(options=list(options), description=name, **about)
 
@@ -39,25 +39,30 @@ def explorer(controls: Sequence[widgets.Widget], view: Callable[[], tuple[str, F
     Parameters
     ----------
     controls
-        Sliders and menus.
+        Sliders and menus. One with a single value to choose is not shown.
     view
         The text, as HTML, and the figure for the controls' values now.
 
     Returns
     -------
     ipywidgets.VBox
-        Its children: the controls, the text (`HTML`), the picture (`Image`).
+        Its children: the controls that can be moved, the text (`HTML`), the picture (`Image`).
     """
-    line, picture = widgets.HTML(), widgets.Image(format="png")
+    line, picture, box = widgets.HTML(), widgets.Image(format="png"), widgets.VBox()
 
     def redraw(_: object = None) -> None:
         text, fig = view()
         line.value, picture.value = text, png(fig)
+        box.children = [*filter(_movable, controls), line, picture]  # one control may decide what another offers
 
     for control in controls:
         control.observe(redraw, names="value")
     redraw()
-    return widgets.VBox([*controls, line, picture])
+    return box
+
+
+def _movable(control: widgets.Widget) -> bool:
+    return len(control.options) > 1 if hasattr(control, "options") else control.max > control.min
 
 
 def png(fig: Figure) -> bytes:

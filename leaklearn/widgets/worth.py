@@ -11,7 +11,7 @@ from leaklearn.data.views import Views
 from leaklearn.experiments.defences import DefenceStudy
 from leaklearn.experiments.quality_groups import MEASURES, GroupComparison
 from leaklearn.experiments.semi_supervised import SemiComparison
-from leaklearn.report.defences import case_name, defended_pictures, summary_line
+from leaklearn.report.defences import LOOKS, attack_name, case_name, defended_pictures, summary_line
 from leaklearn.report.pictures import labelled_rows
 from leaklearn.widgets.parts import choices, explorer, menu, slider
 
@@ -108,12 +108,14 @@ def explore_defence(study: DefenceStudy) -> widgets.VBox:
     Returns
     -------
     ipywidgets.VBox
-        Two dropdowns, a slider over the measured strengths, a line of text and a picture.
+        Two dropdowns, a slider over the measured strengths, a line of text and a picture. It begins with the defence
+        that was measured at most strengths.
     """
     table = study.table
-    attack = menu("attack", dict.fromkeys(table["attack"]))
+    attack = menu("attack", [(attack_name(name), name) for name in dict.fromkeys(table["attack"])])
     defences = [name for name in dict.fromkeys(table["defence"]) if name != "none"]
-    defence = menu("defence", defences or ["none"])
+    defence = menu("defence", [(LOOKS[name][0], name) for name in defences or ["none"]])
+    defence.value = max(defences or ["none"], key=lambda name: len(strengths(table, name)))
     strength = choices("strength", strengths(table, defence.value))
 
     def view() -> tuple[str, Figure]:
