@@ -106,9 +106,9 @@ def test_quality_goes_from_the_worst_to_the_best():
     graded = Graded(leak, measures, (255 * leak.images).to(torch.uint8))
     widget = explore_quality(GroupComparison(pd.DataFrame(rows), pd.DataFrame(), graded))
     seen, lines = pictures(widget, [(1, 0), (1, 100), (0, "feature")])
-    assert "Group 1 of 4 by psnr: 10 reconstructions train to <b>10.0 %</b>, as <b>7 clean images</b>" in lines[1]
-    assert "Group 4 of 4 by psnr: 10 reconstructions train to <b>40.0 %</b>, as <b>28 clean images</b>" in lines[2]
-    assert "by feature" in lines[3]
+    assert "Group 1 of 4 by PSNR: 10 reconstructions train to <b>10.0 %</b>, as <b>7 clean images</b>" in lines[1]
+    assert "Group 4 of 4 by PSNR: 10 reconstructions train to <b>40.0 %</b>, as <b>28 clean images</b>" in lines[2]
+    assert "by feature distance" in lines[3]
     assert len(set(seen)) == 4
 
 

@@ -42,8 +42,9 @@ PAPER_COLOUR = "#7A7A7A"
 
 
 def use_style() -> None:
-    """Apply the style to every figure made from here on; call it once, beside a notebook's imports."""
+    """Apply the style to every figure and table from here on; call it once, beside a notebook's imports."""
     plt.style.use(STYLE_FILE)
+    pd.set_option("display.max_colwidth", 120)  # texts are told in full
 
 
 def axes_or_new(ax: Axes | None = None) -> Axes:

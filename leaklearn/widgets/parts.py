@@ -15,6 +15,9 @@ WIDE = {
     "continuous_update": False,
 }
 
+# Controls, text and picture together in one window.
+IN_SIGHT = widgets.Layout(max_height="28em", object_fit="contain", object_position="left top")
+
 
 def slider(name: str, first: int, last: int, value: int) -> widgets.IntSlider:
     """A slider over whole numbers."""
@@ -48,7 +51,7 @@ def explorer(controls: Sequence[widgets.Widget], view: Callable[[], tuple[str, F
     ipywidgets.VBox
         Its children: the controls that can be moved, the text (`HTML`), the picture (`Image`).
     """
-    line, picture, box = widgets.HTML(), widgets.Image(format="png"), widgets.VBox()
+    line, picture, box = widgets.HTML(), widgets.Image(format="png", layout=IN_SIGHT), widgets.VBox()
 
     def redraw(_: object = None) -> None:
         text, fig = view()

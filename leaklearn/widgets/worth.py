@@ -13,6 +13,7 @@ from leaklearn.experiments.quality_groups import MEASURES, GroupComparison
 from leaklearn.experiments.semi_supervised import SemiComparison
 from leaklearn.report.defences import LOOKS, attack_name, case_name, defended_pictures, summary_line
 from leaklearn.report.pictures import labelled_rows
+from leaklearn.report.quality import NAMES
 from leaklearn.widgets.parts import choices, explorer, menu, slider
 
 METHODS = {"labelled_only": "labelled images alone", "fixmatch": "FixMatch", "comatch": "CoMatch"}
@@ -74,7 +75,10 @@ def explore_quality(comparison: GroupComparison, *, images: int = 10) -> widgets
         A menu of measures, a slider, a line of text and a picture.
     """
     graded, table = comparison.graded, comparison.table
-    measure, place = menu("measure", MEASURES), slider("from worst to best, %", 0, 100, 25)
+    measure, place = (
+        menu("measure", [(NAMES[name], name) for name in MEASURES]),
+        slider("from worst to best, %", 0, 100, 25),
+    )
 
     def view() -> tuple[str, Figure]:
         values = graded.measures[measure.value]
@@ -87,12 +91,14 @@ def explore_quality(comparison: GroupComparison, *, images: int = 10) -> widgets
         group = min(groups, 1 + first * groups // len(order))
         means = alone[alone["group"] == group][["accuracy", "equivalent_images", "images"]].mean()
         line = (
-            f"Group {group} of {groups} by {measure.value}: {means['images']:.0f} reconstructions train to "
+            f"Group {group} of {groups} by {NAMES[measure.value]}: {means['images']:.0f} reconstructions train to "
             f"<b>{100 * means['accuracy']:.1f} %</b>, as <b>{means['equivalent_images']:.0f} clean images</b> do"
         )
         notes = [f"{value:.3g}" for value in values[chosen.tolist()]]
         rows = [("truth", graded.truth[chosen], []), ("read from\nthe update", graded.leak.images[chosen], notes)]
-        return line, labelled_rows(rows, f"{measure.value} beneath each; images from {first + 1} of {len(order)}")
+        return line, labelled_rows(
+            rows, f"{NAMES[measure.value]} beneath each; images from {first + 1} of {len(order)}"
+        )
 
     return explorer([measure, place], view)
 
