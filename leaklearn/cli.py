@@ -114,7 +114,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
     if options.list:
         _say(progress.listing(jobs, paths))
         return 0
-    with progress.Progress() as shown:
+    with progress.Progress(work=progress.expected_work(jobs, options.preset, paths)) as shown:
         outcomes, report = reproduce(
             options.preset,
             options.only,

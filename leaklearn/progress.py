@@ -10,21 +10,36 @@ from math import isnan
 from types import TracebackType
 from typing import TextIO
 
+import nbformat
 from tqdm import tqdm
 
 from leaklearn import parameters
+from leaklearn.files import read_json
 from leaklearn.paths import Paths
 from leaklearn.reproduce import TIME_IS_UP, Outcome
 from leaklearn.settings import Job, presets
 
 HEARTBEAT = 60.0  # seconds between signs of life in a log
+TELLING = 0.02  # share of the work that must be done before the time left can be told
 
 
 class Progress:
-    """Progress over the notebooks of a run, written to `stream`; use it as a context manager."""
+    """Progress over the notebooks of a run, written to `stream`; use it as a context manager.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    Parameters
+    ----------
+    stream : text file, optional
+        By default standard error.
+    work : mapping of str to (float, int), optional
+        For each notebook its share of the work in any unit, and its cells: what the time left is told from. See
+        `expected_work`.
+    """
+
+    def __init__(self, stream: TextIO | None = None, work: Mapping[str, tuple[float, int]] | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
+        self._work = dict(work or {})
+        self._done: set[str] = set()
+        self._first = time.monotonic()
         self._bar: tqdm | None = None
         self._begun: dict[str, float] = {}
         self._spoken: dict[str, float] = {}
@@ -39,6 +54,7 @@ class Progress:
 
     def start(self, jobs: list[Job]) -> None:
         """Show the empty bar."""
+        self._first = time.monotonic()
         layout = "{desc} {n}/{total} |{bar:20}| {elapsed} {postfix}"
         self._bar = tqdm(
             total=len(jobs), desc="notebooks", bar_format=layout, file=self._stream, disable=None, leave=False
@@ -53,7 +69,8 @@ class Progress:
                 self._write(f"{notebook} starts")
         if self._bar.disable and now - self._spoken[notebook] >= HEARTBEAT:
             self._spoken[notebook] = now
-            self._write(f"{notebook}: cell {number} starts after {now - self._begun[notebook]:.0f} s")
+            told = f"{notebook}: cell {number} starts after {now - self._begun[notebook]:.0f} s"
+            self._write("; ".join(filter(None, [told, self.time_left()])))
         self._running[notebook] = number
         self._show_running()
 
@@ -62,12 +79,23 @@ class Progress:
         how = f"FAILED: {outcome.error}" if outcome.error else "ok"
         self._write(f"{outcome.notebook}: {outcome.seconds:.1f} s, {_mib(outcome)} MiB, {how}")
         self._running.pop(outcome.notebook, None)
+        self._done.add(outcome.notebook)
         self._bar.update()
         self._show_running()
 
     def _show_running(self) -> None:
         texts = [f"{notebook}, cell {number}" for notebook, number in list(self._running.items())]
-        self._bar.set_postfix_str("; ".join(texts))
+        self._bar.set_postfix_str("; ".join(filter(None, [self.time_left(), *texts])))
+
+    def time_left(self) -> str:
+        """`about 12 min left`, as long as the work done took for what there is to do; empty while that says nothing."""
+        parts = {name: work * ((self._running.get(name, 1) - 1) / cells) for name, (work, cells) in self._work.items()}
+        done = sum(self._work[name][0] if name in self._done else part for name, part in parts.items())
+        whole = sum(work for work, _ in self._work.values())
+        if done <= TELLING * whole or done >= whole:
+            return ""
+        seconds = (time.monotonic() - self._first) * (whole - done) / done
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def _write(self, line: str) -> None:
         tqdm.write(line, file=self._stream)
@@ -76,6 +104,22 @@ class Progress:
 
 def _mib(outcome: Outcome) -> str:
     return f"{outcome.peak_mib:.0f}" if outcome.peak_mib == outcome.peak_mib else "?"
+
+
+def expected_work(jobs: Sequence[Job], preset: str, paths: Paths) -> dict[str, tuple[float, int]]:
+    """Each notebook's seconds when it last ran under this preset, and its cells.
+
+    Where one has never run: the minutes that the README tells of the laptop preset, which have about the same
+    proportions under every preset.
+    """
+    told = read_json(paths.root / "docs" / "results.json")
+    found = {}
+    for name in (job.notebook for job in jobs):
+        ran = read_json(paths.results(preset, name) / "provenance.json").get("seconds")
+        cells = len(nbformat.read(paths.notebook(name), as_version=4).cells)
+        found[name] = (ran, 60 * told.get(name, {}).get("minutes", 1.0), cells)
+    known = all(ran for ran, _, _ in found.values())
+    return {name: (ran if known else minutes, cells) for name, (ran, minutes, cells) in found.items()}
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
