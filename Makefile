@@ -13,7 +13,8 @@ BIN   := $(VENV)/bin
 LOG   := $(VENV)/install.log
 STAMP := $(VENV)/.installed
 PIP   := $(BIN)/python -m pip install --disable-pip-version-check --no-input
-# The browser's driver is large: it comes with the first `make test-browser`; `make test` uses it from then on.
+# The browser's driver is large: it comes only where there is a Chromium to drive.
+CHROMIUM = command -v chromium || command -v chromium-browser || command -v google-chrome
 PLAYWRIGHT = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[browser]' || \
   $(PIP) -e '.[browser]'; } >>$(LOG) 2>&1 || echo "playwright does not install (see $(LOG)): the browser is not tested"
 
@@ -34,6 +35,7 @@ reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and writ
 	@$(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
+	@if { $(CHROMIUM); } >/dev/null; then $(PLAYWRIGHT); fi
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest $(NBVAL) tests notebooks
 

@@ -47,10 +47,7 @@ def test_expected_work_is_that_of_the_last_run_or_of_the_readme(tmp_path):
     (tmp_path / "docs" / "results.json").write_text(json.dumps({"00_a": {"minutes": 2.0}}))
     assert expected_work(jobs, "laptop", paths) == {"00_a": (120.0, 4), "01_b": (60.0, 4)}
     for name, seconds in (("00_a", 7.0), ("01_b", 9.0)):
-        assert expected_work(jobs, "laptop", paths)["01_b"] == (
-            60.0,
-            4,
-        )
+        assert expected_work(jobs, "laptop", paths)["01_b"] == (60.0, 4)
         paths.results("laptop", name).mkdir(parents=True)
         (paths.results("laptop", name) / "provenance.json").write_text(json.dumps({"seconds": seconds}))
     assert expected_work(jobs, "laptop", paths) == {"00_a": (7.0, 4), "01_b": (9.0, 4)}
