@@ -62,7 +62,8 @@ def gradient_inversion(p: dict) -> Work:
 def training_on_leaks(p: dict) -> Work:
     found: Work = []
     for name in p["datasets"]:
-        found += trained(p, name, 4, p["epochs"] * CATALOGUE[name].train) + trained(p, name, 1, federated(p))
+        trainings = 4 + len(p["fc_factors"])
+        found += trained(p, name, trainings, p["epochs"] * CATALOGUE[name].train) + trained(p, name, 1, federated(p))
         found += inverted(p, name, p["gi_images"])
     return found
 

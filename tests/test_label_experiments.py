@@ -98,6 +98,12 @@ def test_refused_before_any_work(data, monkeypatch):
         train_on_matched(data, [crowd], [0], recipe=Recipe(steps=1), comatch=None)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_features_are_scaled_by_something(scale):
+    with pytest.raises(ValueError, match="feature_scale is .*above 0"):
+        matching_cases(BASE, local_steps=[2], lrs=[0.1], feature_scales=[scale])
+
+
 def test_training_sees_true_matched_and_sure_labels(data, monkeypatch):
     seen, real = [], label_training.train
 

@@ -9,6 +9,7 @@ import pytest
 from leaklearn.cli import main
 from leaklearn.files import write_json
 from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.report import paper_table
 from leaklearn.report.headlines import HEADLINES, headline
 from leaklearn.report.readme import BEGIN, END, ROWS, read_results, replaced, table, update
 from leaklearn.report.tables import row, spread
@@ -20,6 +21,27 @@ def test_the_readme_has_the_table_of_its_results():
     results = json.loads((REPOSITORY.root / "docs" / "results.json").read_text(encoding="utf-8"))
     readme = (REPOSITORY.root / "README.md").read_text(encoding="utf-8")
     assert replaced(readme, table(results)) == readme, "README.md and docs/results.json differ: run `make readme`"
+    again = replaced(readme, paper_table.table(), paper_table.BEGIN, paper_table.END)
+    assert again == readme, "README.md and outputs/paper differ: run `make readme`"
+
+
+def test_the_paper_table_tells_what_is_there(tmp_path):
+    paths = Paths(tmp_path)
+    folder = paths.results("paper", "02_linear_layer_leakage")
+    folder.mkdir(parents=True)
+    rows = [
+        {"dataset": "mnist", "protocol": "fedsgd", "attack": "robbing_the_fed", "clients": 60, "fc_factor": f}
+        | {"leak_rate": rate, "seed": seed}
+        for f, rate in ((4.0, 0.78), (2.0, 0.6), (1.0, 0.37))
+        for seed in range(3)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "lll_leakage.csv", index=False)
+    lines = [line for line in paper_table.LINES if line.tell is paper_table._one_step]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper_table, "LINES", lines)
+        told = paper_table.table(paths).splitlines()
+    assert told[0].count("|") == told[1].count("|") == told[2].count("|") == 6
+    assert told[2].endswith("| – | 78.0 / 60.0 / 37.0 | – |")
 
 
 def test_every_notebook_has_a_row_and_a_headline():
@@ -82,7 +104,7 @@ def test_the_marks_must_be_there():
 
 def test_update_writes_both_files_or_none(tmp_path, monkeypatch, capsys):
     paths = Paths(tmp_path)
-    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n{paper_table.BEGIN}\n{paper_table.END}\n", encoding="utf-8")
     (tmp_path / "docs").mkdir()
     assert main(["readme"], paths) == 2
     assert "00_overview has no complete run" in capsys.readouterr().err

@@ -66,6 +66,10 @@ class MatchingCase:
     feature_scale: float = 1.0
     epochs: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.feature_scale < float("inf"):
+            raise ValueError(f"feature_scale is {self.feature_scale}; it is a finite number above 0")
+
     def attack(self) -> LinearLeakage:
         """The attacker."""
         attack = self.setting.make_attack()

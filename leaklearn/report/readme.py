@@ -1,7 +1,7 @@
 """The README's table: what each notebook shows, the minutes it takes, the paper beside ours.
 
 Numbers come from the results of a preset and are kept in `docs/results.json`, from which the table can be made again
-without running anything; a test compares the two.
+without running anything; a test compares the two. So it is with the table on the paper's data sets (`paper_table`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from leaklearn.files import read_json, write_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.report import paper_table
 from leaklearn.report.headlines import headline
 
 BEGIN = "<!-- This table is written by `make readme`. -->"
@@ -91,6 +92,7 @@ def update(preset: str = "laptop", paths: Paths = REPOSITORY) -> dict[str, dict[
     readme = file.read_text(encoding="utf-8")
     results = read_results(preset, paths)
     new = replaced(readme, table(results))
+    new = replaced(new, paper_table.table(paths), paper_table.BEGIN, paper_table.END)
     write_json(paths.root / "docs" / "results.json", results)
     write_text(file, new)
     return results
@@ -124,10 +126,10 @@ def table(results: Mapping[str, Mapping[str, object]]) -> str:
     return "\n".join(lines)
 
 
-def replaced(readme: str, new: str) -> str:
+def replaced(readme: str, new: str, begin: str = BEGIN, end: str = END) -> str:
     """The README with another table between its marks; a ValueError if it lacks them."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks the line {BEGIN if not begin else END!r} around its table")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+    before, first, rest = readme.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"README.md lacks the line {end if first else begin!r} around its table")
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
