@@ -100,7 +100,7 @@ def test_refused_before_any_work(data, monkeypatch):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_features_are_scaled_by_something(scale):
-    with pytest.raises(ValueError, match="feature_scale is .*above 0"):
+    with pytest.raises(ValueError, match=r"feature_scale is .*above 0"):
         matching_cases(BASE, local_steps=[2], lrs=[0.1], feature_scales=[scale])
 
 
