@@ -137,6 +137,8 @@ def test_a_breach_at_batch_size_100():
     assert (shares.verdict, shares.unit) == ("reproduced", "% of images")
     assert shares.measured == pytest.approx(5)
     assert only(breach(mean.assign(leak_rate=0.0))).verdict == "not reproduced"
+    few = only(breach(mean.assign(leak_rate=[0.01 * (i % 3 == 0) for i in range(len(mean))])))
+    assert (few.verdict, few.low < 0) == ("partly", True)
     elsewhere = quality("mnist5k", b100=21.0)
     assert only(breach(elsewhere)).verdict == "partly"
     found = only(breach(elsewhere.assign(leak_rate=0.0)))

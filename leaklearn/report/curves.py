@@ -126,7 +126,7 @@ def accuracy_chart(table: pd.DataFrame) -> Figure:
             for number, (source, value) in ACCURACY.items():
                 if source in sources:
                     reference_line(ax, value, f"paper, {number}: {value} % ({NAMES[source]})")
-            ax.legend()
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26))
         ticks = [NAMES[source].replace(" (", "\n(") for source in sources]
         if "images" in mine:
             images = mine.groupby("source")["images"].mean()

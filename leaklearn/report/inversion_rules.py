@@ -156,9 +156,9 @@ def days_number(gi_cost: pd.DataFrame) -> list[Finding]:
 def breach(gi_quality: pd.DataFrame) -> list[Finding]:
     """P7: whether images are readable at batch size 100 or more: the share of them that reaches 20 dB.
 
-    That share is the column `leak_rate`. Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is
-    none against: it says nothing about the best images. Other data than CIFAR-10 support the number at most partly, and
-    are nothing against it.
+    That share is the column `leak_rate`; where its interval over seeds reaches down to none, the number holds partly.
+    Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is none against: it says nothing about the
+    best images. Other data than CIFAR-10 support the number at most partly, and are nothing against it.
     """
     found, rows = [], gi_quality[gi_quality["batch_size"] >= paper.BREACHED_BATCH].dropna(subset=["psnr"])
     for dataset, frame in rows.groupby("dataset", sort=False):
@@ -166,7 +166,7 @@ def breach(gi_quality: pd.DataFrame) -> list[Finding]:
             name, best = _best_first(frame, "leak_rate")[0]
             best = best.scaled(100)
             why = f"{name}: {best.mean:.2f} % of the images reach {READABLE_DB:g} dB, {count_seeds(best.n)}"
-            unit, verdict = "% of images", REPRODUCED if best.mean > 0 else NOT_REPRODUCED
+            unit, verdict = "% of images", NOT_REPRODUCED if best.mean <= 0 else REPRODUCED if best.low > 0 else PARTLY
         else:
             name, best = _best_first(frame, "psnr")[0]
             why = f"{name}: mean {best.mean:.2f} dB, {count_seeds(best.n)}; the share of readable images is not known"
