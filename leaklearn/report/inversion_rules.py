@@ -157,7 +157,7 @@ def breach(gi_quality: pd.DataFrame) -> list[Finding]:
     """P7: whether images are readable at batch size 100 or more: the share of them that reaches 20 dB.
 
     That share is the column `leak_rate`; where its interval over seeds reaches down to none, the number holds partly.
-    Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is none against, for it says nothing about
+    Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is none against: it says nothing about
     the best images. Other data than CIFAR-10 support the number at most partly, and are nothing against it.
     """
     found, rows = [], gi_quality[gi_quality["batch_size"] >= paper.BREACHED_BATCH].dropna(subset=["psnr"])
