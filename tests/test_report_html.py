@@ -11,7 +11,7 @@ import pytest
 from tiny_project import add_notebook, make
 
 from leaklearn.report import start
-from leaklearn.report.charts import paper_chart, verdict_chart
+from leaklearn.report.figures import paper_chart, verdict_chart
 from leaklearn.report.claims import judge
 from leaklearn.report.html import render, write
 from leaklearn.report.tables import shown

@@ -14,12 +14,13 @@ from PIL import Image
 
 from leaklearn.files import read_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
-from leaklearn.report.claims import judge, read_tables, summarise_verdicts
-from leaklearn.report.paper import CLAIMS, NUMBERS
+from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
+from leaklearn.report.paper import KNOWN, STATEMENTS
 from leaklearn.report.tables import Table, short, shown
 
 CHECK_TAG = "nbval-check-output"
-MARKS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗", "not run": "–"}
+MARKS = {"reproduced": "✓", "partly": "◐", "not reproduced": "✗"}
+MARKS |= {"measured": "=", "not comparable": "≠", "not run": "–"}
 SHORTEST_FOLDED = (
     13  # rows: a longer table, or list of single numbers, is opened by a click, so that figures stay close
 )
@@ -45,8 +46,8 @@ class Section:
 
     Parameters
     ----------
-    name, title, body : str
-        The notebook's name, its first heading, and the rest of its first cell as HTML.
+    name, title, body, headline : str
+        The notebook's name, its first heading, the rest of its first cell and what it found, as HTML.
     ran : dict
         Its `provenance.json`; empty when there is no complete run.
     error : str
@@ -60,6 +61,7 @@ class Section:
     name: str
     title: str
     body: str
+    headline: str = ""
     ran: dict = field(default_factory=dict)
     error: str = ""
     checks: list[str] = field(default_factory=list)
@@ -93,7 +95,9 @@ def render(preset: str, paths: Paths = REPOSITORY) -> str:
         style=(here / "report.css").read_text(encoding="utf-8"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         groups=_groups(claims),
-        judged=(len(CLAIMS), len(NUMBERS)),
+        judged=(sum(each.claim for each in STATEMENTS), sum(not each.claim for each in STATEMENTS)),
+        known=KNOWN,
+        line=verdict_line(claims),
         counts=summarise_verdicts(claims).to_dict("records"),
         marks=MARKS,
         sections=sections,
@@ -141,7 +145,7 @@ def environment_of(ran: dict) -> str:
 
 def _groups(claims: pd.DataFrame) -> list[tuple[str, list[dict]]]:
     """Claims, and numbers: each with its id, its text and its rows of the claims table."""
-    ids = {claim.id for claim in CLAIMS}
+    ids = {each.id for each in STATEMENTS if each.claim}
     found = {"Claims": [], "Numbers": []}
     for (name, text), part in claims.groupby(["claim", "text"], sort=False):
         rows = part.to_dict("records")
@@ -157,13 +161,13 @@ def section(name: str, preset: str, paths: Paths) -> Section:
     title, body = _heading(paths.notebook(name))
     folder = paths.results(preset, name)
     ran = read_json(folder / "provenance.json")
-    captions = ran.get("captions", {})
+    captions, keys = ran.get("captions", {}), ran.get("keys", {})
     there = sorted(path.name for path in folder.glob("*"))
     files = [*(name for name in captions if name in there), *(name for name in there if name not in captions)]
     tables = []
     for file in files:
         if file.endswith(".csv") and file != "claims.csv":  # the claims open the page
-            tables.append((file, captions.get(file, ""), shown(pd.read_csv(folder / file))))
+            tables.append((file, captions.get(file, ""), shown(pd.read_csv(folder / file), keys.get(file))))
     pictures = [file for file in files if file.endswith(".png")]
     return Section(
         name=name,
@@ -174,6 +178,7 @@ def section(name: str, preset: str, paths: Paths) -> Section:
         checks=_checks(folder / "notebook.ipynb"),
         figures=[_figure(folder / file, captions.get(file, ""), title, bool(tables)) for file in pictures],
         tables=tables,
+        headline=markdown2html_mistune(ran.get("headline", "")),
         metrics={key.replace("_", " "): short(value) for key, value in read_json(folder / "metrics.json").items()},
     )
 

@@ -8,9 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
-from leaklearn.report.inversion_rules import curve_columns
-from leaklearn.report.paper import DATASET, DAYS, PSNR
+from leaklearn.report.paper import statement
+from leaklearn.report.rules_inversion import curve_columns
 from leaklearn.report.style import PALETTE, PAPER_COLOUR, log_axis, reference_line, seed_band
+from leaklearn.report.verdicts import DATASET
+
+PSNR, DAYS = statement("P4").value, statement("P5").value
 
 MODELS = {"lenet": "LeNet", "convnet": "ConvNet", "resnet18": "ResNet-18"}
 MODELS |= {"convnet-relu": "ReLU ConvNet", "convnet-gelu": "GELU ConvNet"}

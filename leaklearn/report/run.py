@@ -1,9 +1,10 @@
 """One execution of one notebook: where its figures, tables and metrics go, and what made them.
 
     run = start("02_linear_layer_leakage", globals())
-    run.table(frame, "lll_leakage", caption="Leak rate of each attack.")
+    run.table(frame, "lll_leakage", by=["dataset", "attack", "fc_factor"], caption="Leak rate of each attack.")
     run.figure(fig, "leak_rate", caption="Leak rate against the FC factor.")
     run.metrics({"largest_gap": 0.013})
+    run.headline("at factor 4 / 2 / 1 LOKI leaks ...")
     run.finish()
 
 Everything is collected in a hidden folder beside `outputs/<preset>/<notebook>/` and takes that folder's place in
@@ -15,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,7 @@ from leaklearn import parameters
 from leaklearn.files import plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.paths import REPOSITORY, Paths
 from leaklearn.report import provenance
+from leaklearn.report.tables import check_keys
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -79,6 +81,8 @@ class Run:
         self.destination = paths.results(preset, notebook)
         self.folder = self.destination.with_name(f".{notebook}.{os.getpid()}")
         self.captions: dict[str, str] = {}
+        self.keys: dict[str, list[str]] = {}
+        self._headline = ""
         self._metrics: dict[str, object] = {}
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
         remove_abandoned(paths.outputs / preset, notebook)
@@ -102,12 +106,39 @@ class Run:
         plt.close(fig)
         return fig
 
-    def table(self, frame: pd.DataFrame, name: str, caption: str = "") -> pd.DataFrame:
-        """Save `<name>.csv`, one row a measurement, without the index, and give the frame back to be shown."""
+    def table(self, frame: pd.DataFrame, name: str, *, by: Sequence[str], caption: str = "") -> pd.DataFrame:
+        """Save `<name>.csv`, one row a measurement, without the index, and give the frame back to be shown.
+
+        Parameters
+        ----------
+        frame
+            All columns but `by` and `seed` are measurements.
+        name
+            Of the file.
+        by
+            The keys: columns that tell which setting a row measured. They stand in `provenance.json`, and what a reader
+            sees is folded over seeds by exactly these.
+        caption
+            What the table shows, with units.
+
+        Raises
+        ------
+        ValueError
+            If two rows have the same keys and seed (an interval would mix settings), or a key is missing.
+        """
         file = f"{_checked_name(name, 'table name')}.csv"
+        try:
+            check_keys(frame, by)
+        except ValueError as error:
+            raise ValueError(f"table {name}: {error}") from None
         write_text(self.folder / file, frame.to_csv(index=False))
-        self.captions[file] = caption
+        self.captions[file], self.keys[file] = caption, list(by)
         return frame
+
+    def headline(self, text: str) -> str:
+        """Keep the one sentence on what this notebook found, in Markdown: README and report show it as it is."""
+        self._headline = " ".join(text.split())
+        return self._headline
 
     def metrics(self, values: Mapping[str, object]) -> dict[str, object]:
         """Add single numbers to `metrics.json`; a name given twice keeps the later value. Gives all back so far."""
@@ -140,7 +171,9 @@ class Run:
             "device": provenance.device(),
             "versions": provenance.versions(),
             "git": provenance.commit(self.paths.root),
+            "headline": self._headline,
             "captions": self.captions,
+            "keys": self.keys,
         }
 
 

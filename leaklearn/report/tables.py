@@ -1,38 +1,18 @@
-"""Result tables as a reader sees them: seeds folded into a mean with its interval, numbers short, long tables cut."""
+"""Result tables: which columns are keys, seeds folded into a mean with its interval, numbers short, long tables cut.
 
-from collections.abc import Iterable
+A table has one row a measurement. Its keys (settings: what was measured) are declared when it is written,
+`run.table(frame, name, by=[...])`, and stand in `provenance.json`; nothing here knows a column by name. All other
+columns but `seed` are measurements, and what a reader sees is folded over seeds by exactly these keys.
+"""
+
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from leaklearn.evaluation.statistics import interval
+from leaklearn.evaluation.statistics import Interval, interval
+from leaklearn.report.names import measure, test_images
 
-# Columns that hold measurements; every other column but `seed` is part of the setting that was measured.
-MEASURES = {
-    "accuracy",
-    "accuracy_of_federation",
-    "accuracy_of_leak",
-    "cost",
-    "days_for_50k",
-    "estimated_seconds",
-    "expected_leak_rate",
-    "false_positive_rate",
-    "false_positives",
-    "images",
-    "label_accuracy",
-    "leak_rate",
-    "leaked",
-    "leaked_images",
-    "peak_mib",
-    "psnr",
-    "refusing",
-    "seconds",
-    "seconds_per_client_iteration",
-    "seconds_per_image",
-    "seconds_per_iteration",
-    "seconds_to_psnr",
-    "ssim",
-}
 LONGEST = 40
 
 
@@ -47,43 +27,85 @@ class Table:
     left_out: int = 0
 
 
-def shown(frame: pd.DataFrame, longest: int = LONGEST) -> Table:
-    """Texts of a frame, its seeds folded, settings that never vary told once, cut to `longest` rows."""
-    folded = over_seeds(frame)
-    settings = [name for name in folded if name not in MEASURES] if len(folded) > 1 else []
-    same = [name for name in settings if folded[name].nunique(dropna=False) == 1]
+def check_keys(frame: pd.DataFrame, by: Sequence[str]) -> None:
+    """See that the keys, with the seed where there is one, tell every row from every other.
+
+    Raises
+    ------
+    ValueError
+        If a key is no column, the seed is among the keys, or two rows have the same keys and seed: an interval over
+        them would mix settings that no key tells apart.
+    """
+    missing = [name for name in by if name not in frame]
+    if missing:
+        raise ValueError(f"keys {missing} are no columns; the table has {', '.join(map(str, frame.columns))}")
+    if "seed" in by:
+        raise ValueError("the seed is no key: it is what means and intervals are taken over")
+    told = [*by, "seed"] if "seed" in frame else list(by)
+    twice = frame[frame.duplicated(told, keep=False)] if told else frame.iloc[1:]
+    if len(twice):
+        example = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in told)
+        apart = [name for name in frame if name not in told and twice[name].nunique(dropna=False) > 1]
+        raise ValueError(
+            f"{len(twice)} rows have the keys of another, such as {example or 'none'}: add the column to `by` that "
+            f"tells them apart (one of {', '.join(map(str, apart)) or 'none: they are equal'})"
+        )
+
+
+def shown(frame: pd.DataFrame, by: Sequence[str] | None, longest: int = LONGEST) -> Table:
+    """Texts of a frame, its seeds folded by its keys, keys that never vary told once, cut to `longest` rows.
+
+    Without keys (None: none were declared) nothing is folded.
+    """
+    folded = frame if by is None else over_seeds(frame, by)
+    same = [name for name in by or [] if len(folded) > 1 and folded[name].nunique(dropna=False) == 1]
     told = ", ".join(f"{_words(name)} {short(folded[name].iloc[0])}" for name in same)
     folded = folded.drop(columns=same) if len(same) < folded.shape[1] else folded
-    numeric = [column in MEASURES or pd.api.types.is_numeric_dtype(frame.get(column)) for column in folded]
+    numeric = [column == "seeds" or pd.api.types.is_numeric_dtype(frame.get(column)) for column in folded]
     cut = folded.head(longest)
     rows = [[short(value) for value in row] for row in cut.itertuples(index=False)]
     return Table([_words(column) for column in folded], rows, numeric, told, len(folded) - len(cut))
 
 
-def over_seeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Fold the rows of each setting into one of texts `mean [low, high]`, with the number of seeds.
+def over_seeds(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Fold the rows of each key into one of texts `mean [low, high]`, with the number of seeds.
 
-    The interval is the 95 % t-interval over rows; a measurement that does not vary is shown as it is. A frame without a
-    `seed` column, or without measurements, comes back unchanged.
+    The interval is the 95 % one of `leaklearn.evaluation.interval` (of accuracies with the sampling of the test set)
+    and stays in the measure's range; a measurement that does not vary is shown as it is, a text that does as all its
+    values. A frame without a `seed` column, or without keys, comes back unchanged.
     """
-    measures = [column for column in frame if column in MEASURES]
-    settings = [column for column in frame if column not in MEASURES and column != "seed"]
-    if "seed" not in frame or not measures or not settings:
+    measures = [column for column in frame if column not in by and column != "seed"]
+    if "seed" not in frame or not by:
         return frame
     rows = []
-    for setting, group in frame.groupby(settings, sort=False, dropna=False):
-        cells = dict(zip(settings, setting, strict=True))
-        cells |= {measure: mean_with_interval(group[measure]) for measure in measures}
+    for setting, group in frame.groupby(list(by), sort=False, dropna=False):
+        cells = dict(zip(by, setting, strict=True))
+        for column in measures:
+            if pd.api.types.is_numeric_dtype(group[column]) and not pd.api.types.is_bool_dtype(group[column]):
+                cells[column] = mean_with_interval(group[column], column, cells.get("dataset"))
+            else:
+                cells[column] = " / ".join(dict.fromkeys(short(value) for value in group[column]))
         rows.append({**cells, "seeds": group["seed"].nunique()})
     return pd.DataFrame(rows)
 
 
-def mean_with_interval(values: pd.Series) -> str:
-    """`mean [low, high]`, or the mean alone of equal values or of one value."""
+def fold(values: Iterable[float], column: str, dataset: object = None) -> Interval:
+    """Mean and 95 % interval of a measured column over seeds, in its range.
+
+    Test accuracies (columns `accuracy...`) count the sampling of the data set's test images as well.
+    """
+    sampled = test_images(dataset) if column.startswith("accuracy") else None
+    return interval(values, bounds=measure(column).bounds, test_images=sampled)
+
+
+def mean_with_interval(values: pd.Series, column: str, dataset: object = None) -> str:
+    """`mean [low, high]`, or the mean alone of one value, or of equal ones that are no accuracies."""
     values = values.dropna()
-    if values.nunique() < 2:
-        return short(values.mean())
-    found = interval(values)
+    if values.empty:
+        return short(float("nan"))
+    found = fold(values, column, dataset)
+    if found.low != found.low or found.low == found.high:
+        return short(found.mean)
     return f"{short(found.mean)} [{short(found.low)}, {short(found.high)}]"
 
 
@@ -102,28 +124,35 @@ def _words(name: object) -> str:
     return str(name).replace("_", " ")
 
 
-def spread(values: Iterable[float], scale: float = 100, digits: int = 1) -> str:
-    """`mean ± half the 95 % interval` over seeds, times `scale`; the mean alone of one value or of equal ones."""
-    found = interval(values)
-    half = f"{scale * (found.high - found.low) / 2:.{digits}f}"
-    return f"{scale * found.mean:.{digits}f}" + (f" ± {half}" if half != "nan" and float(half) else "")
+def spread(values: Iterable[float], column: str = "", digits: int = 1, dataset: object = None) -> str:
+    """`mean ± half the 95 % interval` over seeds, shares in percent; the mean alone of one value or of equal ones.
 
-
-def row(table: pd.DataFrame, measure: str, scale: float = 100, digits: int = 1, **settings: object) -> str:
-    """`spread` of a measure where the columns have these values; several values of the last column give `a / b / c`.
-
-    Raises
-    ------
-    KeyError
-        If nothing has been measured there.
+    Where the range of the measure cuts the interval, its ends are told instead: `98.0 [95.1, 100.0]`.
     """
-    *_, (last, values) = settings.items()
-    for name, value in list(settings.items())[:-1]:
+    found = fold(values, column, dataset)
+    found = found.scaled(100) if measure(column).unit == "%" else found
+    if found.low != found.low or not float(f"{found.high - found.low:.{digits}f}"):
+        return f"{found.mean:.{digits}f}"
+    if abs((found.high - found.mean) - (found.mean - found.low)) > 1e-9 * max(1.0, abs(found.mean)):
+        return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return f"{found.mean:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+
+
+def told(table: pd.DataFrame, column: str, digits: int = 1, **keys: object) -> str:
+    """`spread` of a measured column where the keys have these values, for headlines.
+
+    Several values of a key, as a list, give `a / b / c`; a value that has not been measured a dash.
+    """
+    listed = next((name for name, value in keys.items() if isinstance(value, list)), None)
+    if listed is not None:
+        return " / ".join(told(table, column, digits, **{**keys, listed: value}) for value in keys[listed])
+    for name, value in keys.items():
         table = table[table[name] == value]
-    texts = []
-    for value in values if isinstance(values, list) else [values]:
-        found = table.loc[table[last] == value, measure].dropna()
-        if found.empty:
-            raise KeyError(f"{measure} at {settings | {last: value}}")
-        texts.append(spread(found, scale, digits))
-    return " / ".join(texts)
+    values = table[column].dropna()
+    dataset = table["dataset"].iloc[0] if len(values) and "dataset" in table else None
+    return spread(values, column, digits, dataset) if len(values) else "–"
+
+
+def listed(values: Iterable[float]) -> str:
+    """Numbers as `4 / 2 / 1`."""
+    return " / ".join(f"{value:,g}" for value in values)

@@ -4,14 +4,16 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from leaklearn.report.rules import VERDICTS
 from leaklearn.report.style import PALETTE, PAPER_COLOUR
+from leaklearn.report.verdicts import VERDICTS
 
 # Shape and colour both tell the verdict.
 LOOKS = {
     "reproduced": ("o", PALETTE["green"]),
     "partly": ("D", PALETTE["orange"]),
     "not reproduced": ("X", PALETTE["vermilion"]),
+    "measured": ("s", PALETTE["blue"]),
+    "not comparable": ("x", PAPER_COLOUR),
     "not run": ("_", PAPER_COLOUR),
 }
 

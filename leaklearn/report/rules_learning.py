@@ -1,18 +1,12 @@
-"""Verdicts on learning from what leaked.
-
-C5 by `quality_groups`, C6 by `semi_supervised`, C7 by `initialisation`, C8 by `fedavg`.
-"""
+"""Rules on learning from leaks: C5 (`quality_groups`), C6 (`semi_supervised`), C7 (`initialisation`)."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, interval
-from leaklearn.experiments.fedavg import NO_ATTACK
 from leaklearn.experiments.quality_groups import rank_correlations
-from leaklearn.report.rules import (
-    CLOSE,
-    NEAR,
+from leaklearn.report.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
     PARTLY,
@@ -20,7 +14,6 @@ from leaklearn.report.rules import (
     SEEDS,
     Finding,
     count_seeds,
-    percent,
 )
 
 MOST = 50.0
@@ -126,54 +119,3 @@ def _poor_help(dataset: str, frame: pd.DataFrame) -> Finding:
     if states == {"holds"} and gain.n >= SEEDS:
         verdict = REPRODUCED
     return Finding(dataset, verdict, why, gain.mean, gain.low, gain.high, "points, all − all but the worst")
-
-
-def local_steps(fedavg: pd.DataFrame) -> list[Finding]:
-    """C8, in two halves: what leaks, and what it is worth.
-
-    What leaks: LOKI's leak rate follows its closed form at every number of local steps within `CLOSE` points; measured
-    is the largest distance. Worth: a model trained on the leak at the most local steps is better than the federation
-    that leaked it, paired by seed. How gradient inversion fares is told beside.
-    """
-    found = []
-    for name, frame in fedavg.groupby("dataset", sort=False):
-        found += [_what_leaks(str(name), frame), _leak_worth(str(name), frame)]
-    return found
-
-
-def _what_leaks(dataset: str, frame: pd.DataFrame) -> Finding:
-    detail, loki = "what leaks", frame[frame["attack"] == "loki"].dropna(subset=["expected_leak_rate"])
-    if loki.empty:
-        return Finding(dataset, NOT_RUN, "the table fedavg has no row of LOKI with a closed form", detail=detail)
-    by = ["local_steps", "local_epochs"]
-    gaps = {steps: percent(rows["leak_rate"] - rows["expected_leak_rate"]) for steps, rows in loki.groupby(by)}
-    far = max(gaps.values(), key=lambda gap: abs(gap.mean))
-    rates = loki.groupby("local_steps")["leak_rate"].mean()
-    why = f"LOKI leaks {100 * rates.iloc[0]:.1f} % at {rates.index[0]} local steps, "
-    why += f"{100 * rates.iloc[-1]:.1f} % at {rates.index[-1]}; farthest from the closed form {far.mean:+.2f} points"
-    single = frame[~frame["attack"].isin(["loki", NO_ATTACK]) & (frame["local_epochs"] == 1)]
-    psnr = single.groupby("local_steps")["psnr"].mean()
-    if len(psnr) > 1:
-        why += f"; gradient inversion falls from {psnr.iloc[0]:.1f} dB at {psnr.index[0]} to {psnr.iloc[-1]:.1f} dB at "
-        why += f"{psnr.index[-1]}"
-    close, fewest = abs(far.mean) <= CLOSE, min(gap.n for gap in gaps.values())
-    verdict = REPRODUCED if close and fewest >= SEEDS else PARTLY if abs(far.mean) <= NEAR else NOT_REPRODUCED
-    why += f"; {count_seeds(fewest)}"
-    return Finding(dataset, verdict, why, far.mean, far.low, far.high, "points from the closed form", detail=detail)
-
-
-def _leak_worth(dataset: str, frame: pd.DataFrame) -> Finding:
-    detail, itself = "what it is worth", frame[frame["attack"] == NO_ATTACK].set_index("seed")["accuracy"]
-    loki = frame[(frame["attack"] == "loki") & (frame["local_epochs"] == 1)]
-    if itself.empty or loki.empty:
-        return Finding(dataset, NOT_RUN, "the table fedavg needs LOKI's leak and the federation itself", detail=detail)
-    most = loki["local_steps"].max()
-    leaked = loki[loki["local_steps"] == most].set_index("seed")["accuracy"]
-    gain = percent(leaked - itself.reindex(leaked.index))
-    sure = gain.low > 0 and gain.n >= SEEDS
-    verdict = REPRODUCED if sure else PARTLY if gain.mean > 0 else NOT_REPRODUCED
-    why = (
-        f"trained on one round's leak at {most} local steps: {100 * leaked.mean():.1f} %, the federation after all its "
-    )
-    why += f"rounds: {100 * itself.mean():.1f} %; {count_seeds(gain.n)}"
-    return Finding(dataset, verdict, why, gain.mean, gain.low, gain.high, "points, leaked − federated", detail=detail)

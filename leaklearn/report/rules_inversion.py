@@ -1,18 +1,28 @@
-"""Verdicts on gradient inversion, from the tables `gi_quality` and `gi_cost`: claims C2 and C3, numbers P4, P5 and P7.
+"""Rules on gradient inversion: C2, P4 and P7 (`gi_quality`), C3 and P5 (`gi_cost`), C9 (`quality_trends`).
 
 The paper's network and iterations are unknown, so each finding names the network and the attack that it rests on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import log2, nan
 
 import numpy as np
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, interval
-from leaklearn.report import paper
-from leaklearn.report.rules import NOT_REPRODUCED, NOT_RUN, PARTLY, REPRODUCED, SEEDS, Finding, count_seeds
+from leaklearn.report.verdicts import (
+    DATASET,
+    NOT_COMPARABLE,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    PARTLY,
+    REPRODUCED,
+    SEEDS,
+    Finding,
+    count_seeds,
+)
 
 # Ours, not the paper's: a PSNR is reproduced when it falls short by 1 dB at most, partly by 3; a time within a factor
 # of 2. An image is readable from 20 dB on, the threshold of `leak_rate` throughout. Enormous is a day or more.
@@ -20,6 +30,9 @@ CLOSE_DB, NEAR_DB = 1.0, 3.0
 TIMES = 2.0
 READABLE_DB = 20.0
 ENORMOUS_DAYS = 1.0
+
+USUAL = 4
+"""The batch size of the paper's P4 and P5."""
 
 # The attack that P5 names, as published.
 PUBLISHED = "inverting_gradients"
@@ -106,12 +119,12 @@ def cost(gi_cost: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def psnr_number(gi_quality: pd.DataFrame) -> list[Finding]:
+def psnr_number(gi_quality: pd.DataFrame, targets: Mapping[int, float]) -> list[Finding]:
     """P4: the best network's and attack's mean PSNR at batch size 4; a verdict only on the paper's own data set.
 
     What is better than the paper's number counts as reached.
     """
-    batch, target = next(iter(paper.PSNR.items()))
+    batch, target = next(iter(targets.items()))
     found, rows = [], gi_quality[gi_quality["batch_size"] == batch].dropna(subset=["psnr"])
     for dataset, frame in rows.groupby("dataset", sort=False):
         means = _best_first(frame, "psnr")
@@ -122,18 +135,18 @@ def psnr_number(gi_quality: pd.DataFrame) -> list[Finding]:
         verdict = (
             REPRODUCED if short <= CLOSE_DB and best.n >= SEEDS else PARTLY if short <= NEAR_DB else NOT_REPRODUCED
         )
-        if dataset != paper.DATASET:
-            verdict, why = NOT_RUN, f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
+        if dataset != DATASET:
+            verdict, why = NOT_COMPARABLE, f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
         found.append(Finding(str(dataset), verdict, why, best.mean, best.low, best.high, "dB", target))
     return found
 
 
-def days_number(gi_cost: pd.DataFrame) -> list[Finding]:
+def days_number(gi_cost: pd.DataFrame, targets: Mapping[int, float]) -> list[Finding]:
     """P5: days for 50,000 images at batch size 4 by the attack as published; a verdict only on CIFAR-10 and a GPU.
 
     Reproduced: within a factor of 2 on an A100. Partly: on another GPU, or cheaper than that.
     """
-    batch, target = next(iter(paper.DAYS.items()))
+    batch, target = next(iter(targets.items()))
     rows = gi_cost[(gi_cost["batch_size"] == batch) & (gi_cost["attack"] == PUBLISHED)]
     found = []
     for (dataset, model, device), frame in rows.groupby(["dataset", "model", "device"], sort=False):
@@ -141,8 +154,8 @@ def days_number(gi_cost: pd.DataFrame) -> list[Finding]:
         ratio = days.mean / target
         apart = f"{1 / ratio:.3g} times less" if ratio < 1 else f"{ratio:.3g} times more"
         why = f"{_iterations(frame, PUBLISHED)}; {apart} than the paper's, whose network is unknown"
-        if dataset != paper.DATASET or str(device).lower().startswith("cpu"):
-            verdict = NOT_RUN
+        if dataset != DATASET or str(device).lower().startswith("cpu"):
+            verdict = NOT_COMPARABLE
             why = f"measured on {dataset} and {device}, the paper's number is for CIFAR-10 on one A100; {why}"
         elif ratio > TIMES:
             verdict = NOT_REPRODUCED
@@ -153,14 +166,14 @@ def days_number(gi_cost: pd.DataFrame) -> list[Finding]:
     return found
 
 
-def breach(gi_quality: pd.DataFrame) -> list[Finding]:
+def breach(gi_quality: pd.DataFrame, batch_size: int) -> list[Finding]:
     """P7: whether images are readable at batch size 100 or more: the share of them that reaches 20 dB.
 
     That share is the column `leak_rate`; where its interval over seeds reaches down to none, the number holds partly.
     Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is none against: it says nothing about
     the best images. Other data than CIFAR-10 support the number at most partly, and are nothing against it.
     """
-    found, rows = [], gi_quality[gi_quality["batch_size"] >= paper.BREACHED_BATCH].dropna(subset=["psnr"])
+    found, rows = [], gi_quality[gi_quality["batch_size"] >= batch_size].dropna(subset=["psnr"])
     for dataset, frame in rows.groupby("dataset", sort=False):
         if "leak_rate" in frame and frame["leak_rate"].notna().any():
             name, best = _best_first(frame, "leak_rate")[0]
@@ -171,7 +184,7 @@ def breach(gi_quality: pd.DataFrame) -> list[Finding]:
             name, best = _best_first(frame, "psnr")[0]
             why = f"{name}: mean {best.mean:.2f} dB, {count_seeds(best.n)}; the share of readable images is not known"
             unit, verdict = "dB, mean", REPRODUCED if best.mean >= READABLE_DB else NOT_RUN
-        if dataset != paper.DATASET:
+        if dataset != DATASET:
             why = f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
             verdict = PARTLY if verdict == REPRODUCED else NOT_RUN
         elif verdict == REPRODUCED and best.n < SEEDS:
@@ -199,10 +212,96 @@ def _mean(values: pd.Series) -> Interval:
 
 
 def _nearest_batch(frame: pd.DataFrame) -> int:
-    wanted = next(iter(paper.DAYS))
-    return min(frame["batch_size"].unique(), key=lambda size: (abs(log2(size / wanted)), size))
+    return min(frame["batch_size"].unique(), key=lambda size: (abs(log2(size / USUAL)), size))
 
 
 def _iterations(frame: pd.DataFrame, attack: str) -> str:
     counts = sorted(frame.loc[frame["attack"] == attack, "iterations"].unique())
     return f"{attack} with {', '.join(f'{count:,}' for count in counts)} iterations"
+
+
+# The factors that the claim names, with the words and the unit of their values.
+FACTORS = {
+    "batch_size": ("batch size", ""),
+    "class": ("class", ""),
+    "repeated_labels": ("repeated labels", " others"),
+    "training_stage": ("training stage", " epochs"),
+    "iterations": ("iterations", ""),
+}
+
+
+def quality_drivers(quality_trends: pd.DataFrame) -> list[Finding]:
+    """C9: each factor changes the mean PSNR of gradient inversion; measured is the smallest of the changes.
+
+    A factor counts when the interval of its change (`changes`) excludes 0 over `SEEDS` seeds or more. Reproduced when
+    all five count, partly when some do; no verdict where no factor has that many seeds.
+    """
+    return [_drivers(str(name), frame) for name, frame in quality_trends.groupby("dataset", sort=False)]
+
+
+def _drivers(dataset: str, frame: pd.DataFrame) -> Finding:
+    found = changes(frame)
+    if not found:
+        return Finding(dataset, NOT_RUN, "no factor of the claim has two values in the table quality_trends")
+    count = [factor for factor, change in found.items() if counts(change)]
+    reasons = []
+    for factor, change in found.items():
+        state = "counts" if factor in count else "open"
+        spread = f" ± {change.half:.1f}" if change.n > 1 else ""
+        reasons.append(f"{_factor_words(frame, factor)}: {change.mean:+.1f}{spread} dB ({state})")
+    reasons += [f"{words} not run" for factor, (words, _) in FACTORS.items() if factor not in found]
+    seeds = [change.n for change in found.values()]
+    reasons.append(count_seeds(min(seeds)))
+    if max(seeds) < SEEDS:
+        verdict = NOT_RUN
+        reasons.append(f"an interval is asked for over {SEEDS}")
+    else:
+        verdict = REPRODUCED if set(count) == set(FACTORS) else PARTLY if count else NOT_REPRODUCED
+    least = min(found.values(), key=lambda change: abs(change.mean))
+    return Finding(dataset, verdict, "; ".join(reasons), least.mean, least.low, least.high, "dB, smallest change")
+
+
+def changes(quality_trends: pd.DataFrame) -> dict[str, Interval]:
+    """Change of the mean PSNR in dB from each factor's first value to its last, over seeds.
+
+    Classes have no order: within each seed, the class that is best on the other seeds less the one that is worst there,
+    so that the choice does not favour a difference. A factor with one value, or no seed that has both, is absent.
+
+    Parameters
+    ----------
+    quality_trends
+        Of one data set: columns seed, factor, value, psnr.
+    """
+    found = {}
+    for factor in FACTORS:
+        rows = quality_trends[quality_trends["factor"] == factor]
+        psnr = rows.pivot_table(index="seed", columns="value", values="psnr").sort_index(axis=1)
+        if psnr.shape[1] > 1:
+            values = _best_less_worst(psnr) if factor == "class" else (psnr.iloc[:, -1] - psnr.iloc[:, 0]).dropna()
+            if len(values):
+                found[factor] = interval(values)
+    return found
+
+
+def counts(change: Interval) -> bool:
+    """Whether a change is apart from 0: its interval excludes it, over enough seeds."""
+    return change.n >= SEEDS and (change.low > 0 or change.high < 0)
+
+
+def _best_less_worst(psnr: pd.DataFrame) -> list[float]:
+    """(seeds, classes) PSNR -> for each seed the difference of two classes that the other seeds choose."""
+    values = []
+    for seed, mine in psnr.iterrows():
+        others = psnr.drop(index=seed).mean()[mine.notna()].dropna()
+        if len(others) > 1:
+            values.append(float(mine[others.idxmax()] - mine[others.idxmin()]))
+    return values
+
+
+def _factor_words(frame: pd.DataFrame, factor: str) -> str:
+    words, unit = FACTORS[factor]
+    if factor == "class":
+        return "class, best less worst as other seeds choose them"
+    values = frame.loc[frame["factor"] == factor, "value"]
+    more = "+" if factor == "repeated_labels" and values.max() == 2 else ""
+    return f"{words} {values.min():g} to {values.max():g}{more}{unit}"

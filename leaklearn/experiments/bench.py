@@ -1,0 +1,247 @@
+"""The bench that every measurement is made on: data, learner, seeds, device; one exchange, one training, one table.
+
+An exchange is what all notebooks repeat: a server sends a payload, clients answer, an attacker who is given these two
+(and never the truth) reconstructs, and its leak is compared with the truth. `Bench.exchange` does it for any attack
+object: a new attack needs no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from time import perf_counter
+from typing import Any, TypeVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from leaklearn.attacks.inversion import GradientInversion, Inversion
+from leaklearn.data.images import Dataset, ImageSet
+from leaklearn.evaluation import LeakScore, Truth, quality, score
+from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_batches, gather, make_clients, respond
+from leaklearn.federated.protocols import Protocol
+from leaklearn.leaks import Leak
+from leaklearn.learning import Recipe, train
+from leaklearn.models import Network, build
+
+Case = TypeVar("Case")
+
+READABLE_DB = 20.0
+"""PSNR from which an image counts as leaked, as throughout the project."""
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """One attacked round, from both sides.
+
+    Attributes
+    ----------
+    attack : Attack
+        The attacker.
+    payload : Payload
+        What the server sent.
+    updates : Updates
+        What came back, as far as the attacker looks at it.
+    leak : Leak
+        What the attacker makes of it.
+    truth : Truth
+        What the clients really used; for scoring only.
+    seconds : float
+        The attacker's time: making the payload and reconstructing, without the clients' work.
+    inversion : Inversion or None
+        The course of a gradient inversion; None for other attacks.
+    """
+
+    attack: Any
+    payload: Payload
+    updates: Updates
+    leak: Leak
+    truth: Truth
+    seconds: float
+    inversion: Inversion | None = None
+
+    @cached_property
+    def score(self) -> LeakScore:
+        """Which images leaked, at 20 dB; without SSIM, which takes longer than the attack."""
+        return score(self.leak, self.truth, READABLE_DB, with_ssim=False)
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Every attacked image and the reconstruction that it is assigned: `leaklearn.evaluation.quality`."""
+        return quality(self.leak, self.truth)
+
+    @property
+    def labelled(self) -> Leak:
+        """The images that leaked, with the labels that they really have: the ideal case of an attack without labels."""
+        return self.leak.with_labels(self.score.true_labels).labelled()
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What the measurements of a notebook have in common.
+
+    Attributes
+    ----------
+    data : Dataset
+        Training images are the clients'; test images measure accuracy, and are what an attacker knows of such images.
+    model, width : str, int or None
+        The network that is trained, a name for `leaklearn.models.build`, and the channels of its first layer (None: its
+        own).
+    recipe : Recipe
+        How it is trained.
+    seeds : Sequence of int
+        Each decides partition, weights, mini-batches, defences and attacks.
+    device : str
+        Where clients, attacker and learner compute.
+    progress : bool
+        Show progress bars.
+    """
+
+    data: Dataset
+    model: str = "convnet"
+    width: int | None = None
+    recipe: Recipe = field(default_factory=Recipe)
+    seeds: Sequence[int] = (0,)
+    device: str = "cpu"
+    progress: bool = True
+
+    def network(self, seed: int) -> Network:
+        """The network that is trained, untrained."""
+        return build(self.model, self.data, width=self.width, seed=seed)
+
+    def clients(self, count: int, images: int, seed: int) -> list[Client]:
+        """The first `count` of the clients that share all training images, each with at least `images` of them.
+
+        Raises
+        ------
+        ValueError
+            If there are too few images.
+        """
+        self.check_images(count, images)
+        parts = max(count, len(self.data.train) // images)
+        return make_clients(self.data.train, parts, seed=seed)[:count]
+
+    def check_images(self, count: int, images: int) -> None:
+        """Raise a ValueError if so many clients cannot have as many images each."""
+        if count < 1:
+            raise ValueError(f"clients is {count}; at least one is needed")
+        if count * images > len(self.data.train):
+            raise ValueError(
+                f"{count} clients of {images} images need {count * images}, but {self.data.name} has "
+                f"{len(self.data.train)} training images; take fewer clients or images"
+            )
+
+    def exchange(
+        self,
+        attack: Any,
+        seed: int,
+        clients: Sequence[Client],
+        protocol: Protocol,
+        *,
+        network: Network | None = None,
+        payload: Payload | None = None,
+        public: ImageSet | None = None,
+        secure: bool = False,
+        defence: Defence | None = None,
+        batches: Draw | None = None,
+        everything: bool = False,
+        known_labels: bool = False,
+        **options: object,
+    ) -> Exchange:
+        """Send a payload to clients, and have their answers attacked.
+
+        Parameters
+        ----------
+        attack
+            Any attack object: `payload(model, public)`, `reads` and `reconstruct(payload, updates, ...)`.
+        seed
+            Of the network's weights, the clients' mini-batches and defences, and the attack's own randomness.
+        clients, protocol, secure, defence, batches
+            As in `leaklearn.federated.respond`.
+        network
+            The honest network that is sent, or stands behind the malicious layer; None: LeNet, untrained, which answers
+            fastest (what linear layers leak hardly depends on it).
+        payload
+            What is sent, where it is made already; `network` and `public` are then not used.
+        public
+            Images of the same kind that the attacker has; None: the test images.
+        everything
+            Keep the whole update, also what the attack does not look at: for a second attack on it.
+        known_labels
+            Grant the attacker the true labels (gradient inversion only).
+        options
+            Go to the attack's `reconstruct` (or a gradient inversion's `invert`).
+        """
+        clients, public = list(clients), self.data.test if public is None else public
+        begin = self.clock()
+        if payload is None:
+            payload = attack.payload(build("lenet", public, seed=seed) if network is None else network, public)
+        payload = payload.to(self.device)
+        sent = self.clock()
+        batches = draw_batches(clients, protocol, seed) if batches is None else batches
+        only = None if everything else attack.reads
+        updates = respond(
+            clients, payload, protocol, seed, secure=secure, only=only, batches=batches, defence=defence
+        )
+        truth = Truth(*gather(clients, batches.flat), updates.clients)
+        back = self.clock()
+        if known_labels:
+            options["labels"] = truth.labels.to(payload.device)
+        inversion = None
+        if isinstance(attack, GradientInversion):
+            inversion = attack.invert(payload, updates, seed=seed, **options)
+            leak = inversion.leak
+        else:
+            leak = attack.reconstruct(payload, updates, seed=seed, **options)
+        seconds = self.clock() - back + sent - begin
+        return Exchange(attack, payload, updates, leak, truth, seconds, inversion)
+
+    def worth(self, images: ImageSet | Leak, seed: int, *, network: Network | None = None, **changes: object) -> float:
+        """Test accuracy, 0..1, of the learner trained on these images: what a leak is worth.
+
+        `network` starts from another model than the untrained one; `changes` replace fields of the recipe.
+        """
+        recipe = replace(self.recipe, **changes)
+        start = self.network(seed) if network is None else network
+        options = {"test": self.data.test, "info": self.data.info, "device": self.device, "evaluate_every": 0}
+        return train(start, images, recipe=recipe, seed=seed, **options).accuracy
+
+    def rows(
+        self,
+        cases: Iterable[Case],
+        measure: Callable[[Case, int], Mapping[str, object] | Sequence[Mapping[str, object]]],
+        what: str = "measuring",
+    ) -> pd.DataFrame:
+        """Measure every case with every seed: a tidy table that begins with the columns dataset and seed.
+
+        Parameters
+        ----------
+        cases
+            What is measured.
+        measure
+            From a case and a seed to a row, or to several.
+        what
+            Named by the progress bar.
+        """
+        cases = list(cases)
+        jobs = [(seed, case) for seed in self.seeds for case in cases]
+        table = []
+        for seed, case in tqdm(jobs, desc=f"{what}, {self.data.name}", disable=not self.progress, leave=False):
+            found = measure(case, seed)
+            rows = [found] if isinstance(found, Mapping) else found
+            table += [{"dataset": self.data.name, "seed": seed, **row} for row in rows]
+        return pd.DataFrame(table)
+
+    def clock(self) -> float:
+        """Seconds, once the device has done all that it was asked for."""
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter()
+
+
+def class_counts(labels: Sequence[Tensor], classes: int) -> Tensor:
+    """(K, C) how often each class occurs among the labels of each of K clients."""
+    return torch.stack([torch.bincount(mine, minlength=classes) for mine in labels])
