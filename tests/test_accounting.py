@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from leaklearn.federated.accounting import ORDERS, epsilon
+from leaklearn.federated.private import ORDERS, epsilon
 
 
 def exact_delta(eps, mu):

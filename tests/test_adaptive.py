@@ -13,8 +13,22 @@ from leaklearn.attacks.linear.peeling import Bins, first_of_each, solve
 from leaklearn.data import Dataset, load
 from leaklearn.evaluation import Truth, score
 from leaklearn.experiments.adaptive import RoundsSetting, measure_rounds, rounds_settings
-from leaklearn.federated import Client, FedAvg, FedSGD, Payload, draw_batches, gather, make_clients, respond
-from leaklearn.federated.personal import PersonalPayload, respond_each
+from leaklearn.federated import (
+    Client,
+    Clip,
+    Draw,
+    FedAvg,
+    FedSGD,
+    Payload,
+    PersonalPayload,
+    PrivateSGD,
+    Soteria,
+    draw_batches,
+    gather,
+    make_clients,
+    private,
+    respond,
+)
 from leaklearn.models import build
 
 
@@ -96,10 +110,10 @@ def test_personal_payloads_are_answered_as_each_client_alone_would(model, norm, 
     noise = torch.rand(6, 1, generator=torch.Generator().manual_seed(0))
     bias = payload.personal["block.fc1.bias"] * (0.9 + 0.2 * noise)  # as different as after some rounds
     payload = PersonalPayload(payload.shared, {**payload.personal, "block.fc1.bias": bias})
-    together = respond_each(clients, payload, FedSGD(16), seed=3, at_once=4)
+    together = respond(clients, payload, FedSGD(16), seed=3, at_once=4)
     batches = draw_batches(clients, FedSGD(16), 3)
     for k, client in enumerate(clients):
-        alone = respond([client], payload.of(k), FedSGD(16), batches=type(batches)(batches.positions[k : k + 1]))
+        alone = respond([client], payload.sent_to(k), FedSGD(16), batches=Draw(batches.positions[k : k + 1]))
         for name, value in alone.tensors.items():
             scale = float(value.abs().max())
             torch.testing.assert_close(together.tensors[name][k], value[0], rtol=1e-3, atol=1e-5 * scale + 1e-12)
@@ -113,17 +127,39 @@ def test_personal_payloads_refuse_what_does_not_fit(clients, data):
     with pytest.raises(ValueError, match="6 clients need"):
         PersonalPayload(shared, {name: torch.zeros(6, 11)})
     payload = PersonalPayload(shared, {name: torch.zeros(6, 10)})
-    with pytest.raises(ValueError, match="FedAvg"):
-        respond_each(clients, payload, FedAvg(4, 2, 0.1))
-    with pytest.raises(ValueError, match="do not match"):
-        respond_each(clients[:5], payload, FedSGD(4))
+    with pytest.raises(ValueError, match="5 clients and 6 rows of a personal payload do not match"):
+        respond(clients[:5], payload, FedSGD(4))
+    with pytest.raises(ValueError, match="by one model"):
+        respond(clients, payload, FedSGD(4, batch_norm="eval"), defence=Soteria(0.5))
+
+
+@pytest.mark.parametrize("defence", [None, Clip(0.5), PrivateSGD(0.3, 0.5)], ids=repr)
+@pytest.mark.parametrize("protocol", [FedSGD(4), FedAvg(4, 3, 0.1)], ids=repr)
+def test_local_steps_and_defences_begin_at_each_clients_own_weights(clients, data, protocol, defence, monkeypatch):
+    monkeypatch.setattr(private, "GHOST_WEIGHTS", 1000)
+    shared = Payload.of(build("lenet", data)).to(dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    payload = PersonalPayload(shared, {
+        name: shared.parameters[name] + 0.1 * torch.randn(6, *shared.parameters[name].shape, generator=generator)
+        for name in (next(iter(shared.parameters)), "head.weight")
+    })  # fmt: skip
+    together = respond(clients, payload, protocol, 3, defence=defence, at_once=4)
+    summed = respond(clients, payload, protocol, 3, defence=defence, at_once=4, secure=True)
+    positions = draw_batches(clients, protocol, 3).positions
+    for k, client in enumerate(clients):
+        mine = Draw(positions[k : k + 1])
+        alone = respond([client], payload.sent_to(k), protocol, 3, batches=mine, defence=defence)
+        for name, value in alone.tensors.items():
+            torch.testing.assert_close(together.tensors[name][k], value[0], rtol=1e-6, atol=1e-9)
+    for name, value in summed.tensors.items():
+        torch.testing.assert_close(value[0], together.tensors[name].sum(0), rtol=1e-6, atol=1e-9)
 
 
 def attack_rounds(data, clients, attack, rounds, model="lenet"):
     campaign = attack.begin(build(model, data, norm="none"), data.test, [client.id for client in clients])
     protocol, images, labels, rates = FedSGD(attack.images_per_client), [], [], []
     for number in range(rounds):
-        campaign.reconstruct(respond_each(clients, campaign.payload(), protocol, number, only=attack.reads))
+        campaign.reconstruct(respond(clients, campaign.payload(), protocol, number, only=attack.reads))
         used = gather(clients, draw_batches(clients, protocol, number).flat)
         images.append(used[0])
         labels.append(used[1])
@@ -164,7 +200,7 @@ def test_a_campaign_is_used_in_turn_and_with_networks_whose_gradients_can_be_mad
     with pytest.raises(ValueError, match="answers to the last payload are missing"):
         campaign.payload()
     with pytest.raises(ValueError, match="batch norm in train mode"):
-        campaign.reconstruct(respond_each(clients, payload, FedSGD(24)))
+        campaign.reconstruct(respond(clients, payload, FedSGD(24)))
 
 
 def one_bin(images, weights, low=0.2, high=0.4):

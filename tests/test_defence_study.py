@@ -18,7 +18,7 @@ from leaklearn.experiments.defence_settings import DefenceSettings
 from leaklearn.experiments.defences import study_defences
 from leaklearn.experiments.defended import positions_in_bins
 from leaklearn.federated import FedSGD, Payload, PrivateSGD, draw_batches, gather, make_clients, respond
-from leaklearn.federated.accounting import epsilon
+from leaklearn.federated.private import epsilon
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe
 from leaklearn.models import build

@@ -20,6 +20,7 @@ from leaklearn.federated import (
     gather,
     make_clients,
     respond,
+    round_truth,
 )
 from leaklearn.models import build
 
@@ -149,6 +150,32 @@ def test_gather_returns_the_images_of_the_draw(clients):
     assert labels[3, 1] == clients[3].data.labels[positions[3, 1]]
 
 
+def test_the_truth_of_a_round_is_what_its_clients_computed_on(clients):
+    protocol = FedAvg(4, 2, 0.1)
+    images, labels, ids = round_truth(clients[2:], protocol, seed=2)
+    positions = draw_batches(clients[2:], protocol, seed=2).positions
+    assert ids.tolist() == [2, 3, 4]
+    assert torch.equal(images[1, 5], clients[3].data.images[positions[1, 1, 1]])
+    assert torch.equal(labels[0], clients[2].data.labels[positions[0].flatten()])
+
+
+def test_clients_keep_the_first_images_of_their_share():
+    data = image_set(60)
+    whole, cut = make_clients(data, 5, alpha=0.5, seed=1), make_clients(data, 5, alpha=0.5, seed=1, images=6)
+    assert min(len(client.data) for client in whole) < 6 < max(len(client.data) for client in whole)
+    for one, other in zip(whole, cut, strict=True):
+        assert one.id == other.id
+        assert torch.equal(other.data.index, one.data.index[:6])  # all, if there are fewer
+
+
+def test_clients_are_made_of_an_image_set():
+    data = image_set(60)
+    with pytest.raises(TypeError, match=r"ImageSet, such as `data.train`, not a tuple; .*ImageSet\(images, labels"):
+        make_clients((data.images, data.labels), 5)
+    with pytest.raises(ValueError, match="images is 0"):
+        make_clients(data, 5, images=0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -173,8 +200,8 @@ def test_batch_larger_than_a_clients_data_is_refused(clients):
 def test_updates_that_are_not_finite_are_refused(clients):
     payload = Payload.of(build("convnet", INFO, width=4, norm="none"))
     payload.parameters["head.weight"][0, 0] = float("inf")
-    with pytest.raises(FloatingPointError, match="not finite"):
-        respond(clients, payload, FedSGD(4))
+    with pytest.raises(FloatingPointError, match=r"2 of 2 client updates are not finite \(first: client 3\)"):
+        respond(clients[3:], payload, FedSGD(4))
 
 
 def test_server_weighs_clients_by_their_data():
@@ -224,8 +251,15 @@ def test_federated_training_learns_and_repeats(secure):
     assert first.history.equals(second.history)
 
 
-def test_federate_refuses_more_clients_than_there_are(clients):
-    with pytest.raises(ValueError, match="clients_per_round is 9, but there are 5 clients"):
-        federate(
-            build("convnet", INFO, width=4), clients, FedSGD(2), rounds=1, clients_per_round=9, evaluate=lambda _: 0.0
-        )
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clients_per_round": 9}, "clients_per_round is 9, but there are 5 clients"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"evaluate_every": 0.5}, "evaluate_every is 0.5"),
+    ],
+)
+def test_federate_refuses_numbers_out_of_range(clients, change, message):
+    options = {"rounds": 1, "clients_per_round": 2, "evaluate": lambda _: 0.0, **change}
+    with pytest.raises(ValueError, match=message):
+        federate(build("convnet", INFO, width=4), clients, FedSGD(2), **options)

@@ -13,11 +13,10 @@ from tqdm.auto import tqdm
 
 from leaklearn.attacks.linear import AdaptiveBins, RobbingTheFed
 from leaklearn.data.images import Dataset
-from leaklearn.evaluation.expected import expected_leak_rate, expected_over_rounds
+from leaklearn.evaluation.closed_forms import expected_leak_rate, expected_over_rounds
 from leaklearn.evaluation.leakage import score
 from leaklearn.evaluation.truth import Truth
 from leaklearn.federated import Client, FedSGD, draw_batches, gather, make_clients, respond
-from leaklearn.federated.personal import respond_each
 from leaklearn.leaks import Leak, merge
 from leaklearn.models import build
 
@@ -172,7 +171,7 @@ def _adaptive(data: Dataset, setting: RoundsSetting, clients: list[Client], netw
         payload = campaign.payload()
         sent = perf_counter()
         batches = _batch_seed(seed, number)
-        updates = respond_each(clients, payload, protocol, batches, only=attack.reads)
+        updates = respond(clients, payload, protocol, batches, only=attack.reads)
         back = perf_counter()
         campaign.reconstruct(updates)
         seconds = perf_counter() - back + sent - begin

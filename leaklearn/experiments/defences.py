@@ -26,8 +26,8 @@ from leaklearn.experiments.defence_cases import DETECTION, NONE, SECURE, Case
 from leaklearn.experiments.defence_settings import DefenceSettings
 from leaklearn.experiments.defended import LinearRound, Taken, invert_defended, pooled_batches, refusing
 from leaklearn.federated import Client, Payload, PrivateSGD, Updates, federate, make_clients
-from leaklearn.federated.accounting import epsilon
 from leaklearn.federated.detection import Detector
+from leaklearn.federated.private import epsilon
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
 from leaklearn.models import Network, build

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import partition
 from leaklearn.federated.defences import Defence
-from leaklearn.federated.exchange import Payload, SecureAggregation, Updates
+from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload, SecureAggregation, Updates
 from leaklearn.federated.local import clients_at_once
-from leaklearn.federated.protocols import Draw, Protocol, draw
+from leaklearn.federated.protocols import Draw, Protocol, check_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +46,44 @@ def make_clients(
     train: ImageSet,
     clients: int,
     *,
+    images: int | None = None,
     alpha: float | None = None,
     shards_per_client: int | None = None,
     seed: int = 0,
 ) -> list[Client]:
-    """Share a training set among clients: `leaklearn.data.partition`, as `Client` objects numbered from 0."""
+    """Share a training set among clients, numbered from 0.
+
+    Parameters
+    ----------
+    train
+        The images to share, ``data.train`` for instance.
+    clients, alpha, shards_per_client, seed
+        How: see `leaklearn.data.partition`.
+    images
+        The most images that a client keeps, the first of its share: with as many as one round uses, an epoch of local
+        training is all of its images. None: its whole share.
+
+    Raises
+    ------
+    TypeError
+        If `train` is no `ImageSet`.
+    ValueError
+        If `images` is below 1, or `partition` refuses.
+    """
+    if not isinstance(train, ImageSet):
+        raise TypeError(
+            f"make_clients shares out an ImageSet, such as `data.train`, not a {type(train).__name__}; tensors of your "
+            "own become one by leaklearn.data.ImageSet(images, labels, index, info)"
+        )
+    if images is not None:
+        check_count("images", images)
     parts = partition(train, clients, alpha=alpha, shards_per_client=shards_per_client, seed=seed)
-    return [Client(i, part) for i, part in enumerate(parts)]
+    return [Client(number, part[:images]) for number, part in enumerate(parts)]
 
 
 def respond(
     clients: Sequence[Client],
-    payload: Payload,
+    payload: AnyPayload,
     protocol: Protocol,
     seed: int = 0,
     *,
@@ -74,7 +100,8 @@ def respond(
     clients
         Who answers.
     payload
-        What the server sent; the computation runs on its device and in its precision.
+        What the server sent; the computation runs on its device and in its precision. A personal one has a row for
+        each client, in their order, and is answered as every client alone would answer its own, to float tolerance.
     protocol
         `FedSGD` or `FedAvg`.
     seed
@@ -99,20 +126,27 @@ def respond(
     Raises
     ------
     ValueError
-        If a batch is larger than a client's data, no client is given, `batches` are not those of as many clients, or
-        the defence does not fit model or protocol.
+        If a batch is larger than a client's data, no client is given, `batches` or a personal payload are not those of
+        as many clients, or the defence does not fit model, payload or protocol.
     FloatingPointError
         If an update is not finite.
     """
-    options = {"at_once": at_once, "only": only, "batches": batches, "defence": defence}
-    chunks = respond_in_chunks(clients, payload, protocol, seed, **options)
+    positions = (draw_batches(clients, protocol, seed) if batches is None else batches).positions
+    if len(positions) != len(clients):
+        raise ValueError(f"mini-batches of {len(positions)} clients were given for {len(clients)} clients")
+    if isinstance(payload, PersonalPayload) and len(payload) != len(clients):
+        raise ValueError(f"{len(clients)} clients and {len(payload)} rows of a personal payload do not match")
+    at_once = clients_at_once(payload.shared, protocol) if at_once is None else at_once
+    # One after another, so that with secure aggregation the updates of a thousand clients need never be there together.
+    groups = (slice(start, start + at_once) for start in range(0, len(clients), at_once))
+    answers = (_answer(clients[g], payload.rows(g), protocol, seed, positions[g], only, defence) for g in groups)
     if secure:
-        aggregation = SecureAggregation(payload, len(clients))
-        for chunk in chunks:
-            aggregation.add(chunk)
+        aggregation = SecureAggregation(payload.shared, len(clients))
+        for updates in answers:
+            aggregation.add(updates)
         total = aggregation.result()
-        return total if defence is None else defence.summed(payload, total, seed)
-    parts = list(chunks)
+        return total if defence is None else defence.summed(payload.shared, total, seed)
+    parts = list(answers)
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -125,33 +159,30 @@ def respond(
     )
 
 
-def respond_in_chunks(
+def _answer(
     clients: Sequence[Client],
-    payload: Payload,
+    payload: AnyPayload,
     protocol: Protocol,
-    seed: int = 0,
-    *,
-    at_once: int | None = None,
-    only: Collection[str] | None = None,
-    batches: Draw | None = None,
-    defence: Defence | None = None,
-) -> Iterator[Updates]:
-    """`respond`, but chunk by chunk, so that the updates of a thousand clients need never be in memory together."""
-    positions = (draw_batches(clients, protocol, seed) if batches is None else batches).positions
-    if len(positions) != len(clients):
-        raise ValueError(f"mini-batches of {len(positions)} clients were given for {len(clients)} clients")
-    device = payload.device
-    at_once = clients_at_once(payload, protocol) if at_once is None else at_once
-    defence = Defence() if defence is None else defence
-    for start in range(0, len(clients), at_once):
-        group = clients[start : start + at_once]
-        images, labels = gather(group, positions[start : start + at_once])
-        images = images.to(device, payload.dtype) / 255
-        own_seeds = [client_seed(seed, client.id) for client in group]
-        tensors, buffers = defence.answer(payload, protocol, images, labels.to(device), own_seeds)
-        if only is not None:
-            tensors, buffers = {name: tensors[name] for name in only}, {}
-        yield Updates(protocol.kind, tensors, buffers, torch.tensor([client.id for client in group]), protocol)
+    seed: int,
+    positions: Tensor,
+    only: Collection[str] | None,
+    defence: Defence | None,
+) -> Updates:
+    """Updates of these clients in one program, of the images at `positions` (K, T, b)."""
+    images, labels = gather(clients, positions)
+    images, labels = images.to(payload.shared.device, payload.shared.dtype) / 255, labels.to(payload.shared.device)
+    own_seeds = [client_seed(seed, client.id) for client in clients]
+    ids = torch.tensor([client.id for client in clients])
+    tensors, buffers = (defence or Defence()).answer(payload, protocol, images, labels, own_seeds)
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in tensors.values()]).all(0).cpu()
+    if not finite.all():
+        raise FloatingPointError(
+            f"{int((~finite).sum())} of {len(finite)} client updates are not finite (first: client {ids[~finite][0]}): "
+            "lower the learning rate, or check that images are in [0, 1]"
+        )
+    if only is not None:
+        tensors, buffers = {name: tensors[name] for name in only}, {}
+    return Updates(protocol.kind, tensors, buffers, ids, protocol)
 
 
 def client_seed(seed: int, client: int) -> int:
@@ -161,8 +192,33 @@ def client_seed(seed: int, client: int) -> int:
 
 
 def draw_batches(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -> Draw:
-    """The mini-batches that `respond` uses with this seed. Truth: for simulation and scoring only."""
-    return draw([len(client.data) for client in clients], protocol, seed)
+    """The mini-batches that `respond` uses with this seed. Truth: for simulation and scoring only.
+
+    Without replacement within an epoch, a new order each epoch; the same whatever chunks the clients are computed in.
+
+    Raises
+    ------
+    ValueError
+        If a batch is larger than a client's data, or no client is given.
+    """
+    if not clients:
+        raise ValueError("no client given; at least one is needed")
+    small = min(clients, key=lambda client: len(client.data))
+    if len(small.data) < protocol.batch_size:
+        raise ValueError(
+            f"batch_size {protocol.batch_size} is larger than the data of client {small.id} ({len(small.data)} "
+            "images); use a smaller batch or fewer clients"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    steps, batch = protocol.local_steps, protocol.batch_size
+    rows = []
+    for client in clients:
+        # Whole batches only, so that every client's round has one shape; what an epoch leaves over is in the next one.
+        per_epoch = len(client.data) // batch
+        epochs = -(-steps // per_epoch)
+        order = [torch.randperm(len(client.data), generator=generator)[: per_epoch * batch] for _ in range(epochs)]
+        rows.append(torch.cat(order)[: steps * batch].view(steps, batch))
+    return Draw(torch.stack(rows))
 
 
 def gather(clients: Sequence[Client], positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,3 +234,15 @@ def gather(clients: Sequence[Client], positions: Tensor) -> tuple[Tensor, Tensor
     images = torch.stack([part.images for part in chosen]).view(*positions.shape, *shape)
     labels = torch.stack([part.labels for part in chosen]).view(positions.shape)
     return images, labels
+
+
+def round_truth(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """What `respond` with this seed computes on. Truth: for simulation and scoring only, ``Truth(*round_truth(...))``.
+
+    Returns
+    -------
+    tuple of Tensor
+        Images (K, T*b, C, H, W) uint8, labels (K, T*b) int64 and the clients' ids (K,) int64.
+    """
+    ids = torch.tensor([client.id for client in clients])
+    return *gather(clients, draw_batches(clients, protocol, seed).flat), ids

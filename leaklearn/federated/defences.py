@@ -3,8 +3,8 @@
 A defence is an object with settings; `respond(..., defence=...)` and `federate(..., defence=...)` put it between every
 client and the server. A server knows which one is in use and with which settings, as it knows the protocol. The
 settings of a round (larger batches, local steps, secure aggregation) are no objects here but `FedSGD`, `FedAvg` and
-`secure`; compression is in `leaklearn.federated.compression`, and what goes into local training itself in `.private`
-and `.soteria`.
+`secure`; what goes into local training itself is in `leaklearn.federated.private` and `.soteria`. Compression (`TopK`,
+`Sign`, `Quantise`) defends as well: what is lost to make updates smaller for the wire is lost to an attacker too.
 
 All work on K clients at once, on the stacked tensors of their updates. A client's random numbers come from a seed of
 its own, so that they depend neither on the other clients nor on how many are computed together.
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, sqrt
+from math import ceil, isfinite, sqrt
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.exchange import AnyPayload, Payload, Updates
 from leaklearn.federated.local import State, batch_norm_buffers, local_updates
 from leaklearn.federated.protocols import Protocol
 
@@ -39,7 +39,7 @@ class Defence:
     exact: ClassVar[bool] = True
 
     def answer(
-        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
         """What K clients send: `leaklearn.federated.local.local_updates`, then `change`.
 
@@ -66,12 +66,23 @@ class Defence:
         """The updates (K, ...) by name as they are sent."""
         return tensors
 
-    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
-        """A sum over clients, completed by what the defence puts where a client's own update is zero.
+    def deviation(self, protocol: Protocol) -> float:
+        """Standard deviation of the noise that a client adds to every coordinate of its update."""
+        return 0.0
 
-        Matters for parameters that are disjoint over clients (`Payload.disjoint`) only: see `GaussianNoise`.
+    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
+        """A sum over clients, with the other clients' noise on each client's own coordinates (`Payload.disjoint`).
+
+        A client adds noise to every coordinate, also to those in which it does not work: on all of them lie the noises
+        of all K clients. The simulation, which does not build the zeros, has only the client's own there so far.
         """
-        return total
+        names = [name for name in total.tensors if name in payload.disjoint]
+        others = self.deviation(total.protocol) * sqrt(len(total) - 1)
+        if not names or others == 0:
+            return total
+        own = {name: total.tensors[name] for name in names}
+        seeds = [(seed + 1) * 1_000_003 + row for row in range(len(total))]
+        return replace(total, tensors={**total.tensors, **noised(own, others, seeds)})
 
     def error(self, updates: Updates, name: str) -> Tensor:
         """(K,) standard deviation of the defence's error on a coordinate of parameter `name`, as the server knows it.
@@ -79,7 +90,8 @@ class Defence:
         From the settings and what was sent; 0 where the error is not that of added noise.
         """
         value = updates.tensors[name]
-        return value.new_zeros(len(value))
+        count = len(updates) if updates.summed else 1
+        return value.new_full((len(value),), self.deviation(updates.protocol) * sqrt(count))
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class GaussianNoise(Defence):
 
     Each client adds its own noise before it sends (local model), so that not even the server sees more. That is the
     client-level mechanism of DP-FedAvg (McMahan et al., ICLR 2018, there added to the sum): epsilon speaks of all
-    images of a client together (`leaklearn.federated.accounting`).
+    images of a client together (`leaklearn.federated.private`).
 
     Attributes
     ----------
@@ -126,7 +138,7 @@ class GaussianNoise(Defence):
         check_noise(self.multiplier, self.clip)
 
     def answer(
-        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
         """See `Defence.answer`; a ValueError for a model whose batch-norm statistics would go out without noise."""
         refuse_batch_norm(self, payload, protocol)
@@ -136,20 +148,96 @@ class GaussianNoise(Defence):
         """See `Defence.change`."""
         return noised(Clip(self.clip).change(tensors, seeds), self.multiplier * self.clip, seeds)
 
-    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
-        """Add the other clients' noise to each client's own coordinates: in the sum, all K noises lie on all of them.
+    def deviation(self, protocol: Protocol) -> float:
+        """See `Defence.deviation`."""
+        return self.multiplier * self.clip
 
-        A client adds noise to every coordinate, also to those in which it does not work, so that the sum holds
-        z S sqrt(K) everywhere; the simulation, which does not build the zeros, has z S there so far.
-        """
-        others = self.multiplier * self.clip * sqrt(len(total) - 1)
-        return with_noise_of_others(payload, total, others, seed)
+
+@dataclass(frozen=True)
+class TopK(Defence):
+    """Send only the share of coordinates with the largest magnitude, of all parameters together; the others are 0.
+
+    Aji and Heafield (EMNLP 2017). What is held back is dropped, not kept for the next round as there and in Deep
+    Gradient Compression (Lin et al., ICLR 2018): a client of a large federation takes part too seldom for that. The
+    share counts all coordinates that a client works on.
+
+    Attributes
+    ----------
+    share : float
+        In (0, 1]; ceil(share * P) of P coordinates are sent.
+    """
+
+    share: float
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_share("share", self.share, zero=False)
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """See `Defence.change`."""
+        flat = torch.cat([value.flatten(1) for value in tensors.values()], 1)
+        kept = flat.abs().topk(ceil(self.share * flat.shape[1]), 1).indices
+        sparse = torch.zeros_like(flat).scatter_(1, kept, flat.gather(1, kept))
+        parts = sparse.split([value[0].numel() for value in tensors.values()], 1)
+        return {name: part.view_as(tensors[name]) for name, part in zip(tensors, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class Sign(Defence):
+    """Send signs only: mean |u| * sign(u), one magnitude for each parameter tensor.
+
+    signSGD (Bernstein et al., ICML 2018) with the scale of Karimireddy et al. (ICML 2019), so that the server's
+    learning rate means what it means without. As there, sign(0) = 0: zero coordinates stay zero.
+    """
+
+    exact: ClassVar[bool] = False
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """See `Defence.change`."""
+        return {
+            name: value.sign() * per_client(value.flatten(1).abs().mean(1), value) for name, value in tensors.items()
+        }
+
+
+@dataclass(frozen=True)
+class Quantise(Defence):
+    """Round each parameter tensor to few levels, at random so that the mean is right.
+
+    QSGD (Alistarh et al., NIPS 2017): with M the largest magnitude of the tensor and s = 2^(bits-1) - 1 levels, v
+    becomes sign(v) * M/s * q, where q is |v| s / M rounded up with the probability of its fraction. The scale is the
+    maximum, not QSGD's 2-norm.
+
+    Attributes
+    ----------
+    bits : int
+        2 to 16, sign included.
+    """
+
+    bits: int = 8
+    exact: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 16:
+            raise ValueError(f"bits is {self.bits!r}; quantisation takes a whole number of bits from 2 to 16")
+
+    @property
+    def levels(self) -> int:
+        """Steps between 0 and the largest magnitude."""
+        return 2 ** (self.bits - 1) - 1
+
+    def change(self, tensors: State, seeds: Sequence[int]) -> State:
+        """See `Defence.change`."""
+        chance = draws(torch.rand, tensors, seeds)
+        found = {}
+        for name, value in tensors.items():
+            step = per_client(value.flatten(1).abs().amax(1), value) / self.levels
+            steps = (value.abs() / step.clamp_min(torch.finfo(value.dtype).tiny) + chance[name]).floor()
+            found[name] = value.sign() * steps.clamp_max(self.levels) * step
+        return found
 
     def error(self, updates: Updates, name: str) -> Tensor:
-        """See `Defence.error`."""
-        value = updates.tensors[name]
-        count = len(updates) if updates.summed else 1
-        return value.new_full((len(value),), self.multiplier * self.clip * sqrt(count))
+        """A fraction f is rounded with variance f (1 - f) steps^2, 1/6 on average; the largest value shows the step."""
+        return updates.tensors[name].flatten(1).abs().amax(1) / self.levels / sqrt(6)
 
 
 def norms(tensors: State) -> Tensor:
@@ -170,16 +258,6 @@ def noised(tensors: State, deviation: float, seeds: Sequence[int]) -> State:
     return {name: value + deviation * noise[name] for name, value in tensors.items()}
 
 
-def with_noise_of_others(payload: Payload, total: Updates, deviation: float, seed: int) -> Updates:
-    """A sum in which every client's disjoint coordinates got noise of this standard deviation in addition."""
-    names = [name for name in total.tensors if name in payload.disjoint]
-    if not names or deviation == 0:
-        return total
-    own = {name: total.tensors[name] for name in names}
-    seeds = [(seed + 1) * 1_000_003 + row for row in range(len(total))]
-    return replace(total, tensors={**total.tensors, **noised(own, deviation, seeds)})
-
-
 def draws(kind, tensors: State, seeds: Sequence[int]) -> State:
     """Random numbers (`torch.rand` or `torch.randn`) of the shapes of `tensors`, each client's from its own seed."""
     sizes = [value[0].numel() for value in tensors.values()]
@@ -197,9 +275,9 @@ def per_client(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def refuse_batch_norm(defence: Defence, payload: Payload, protocol: Protocol) -> None:
+def refuse_batch_norm(defence: Defence, payload: AnyPayload, protocol: Protocol) -> None:
     """Raise a ValueError where batch norm would mix a client's images, and send their statistics beside the update."""
-    if protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
+    if protocol.batch_norm == "train" and batch_norm_buffers(payload.shared.model):
         raise ValueError(
             f"{defence} cannot protect a model with batch norm, whose statistics mix a client's images and are sent as "
             "they are; build the model with norm='group'"

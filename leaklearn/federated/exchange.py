@@ -45,6 +45,20 @@ class Payload:
             frozenset(disjoint),
         )
 
+    @property
+    def shared(self) -> Payload:
+        """What all clients are sent alike: all of it."""
+        return self
+
+    @property
+    def personal(self) -> dict[str, Tensor]:
+        """Values that differ from client to client: none, see `PersonalPayload`."""
+        return {}
+
+    def rows(self, rows: slice) -> Payload:
+        """What these clients are sent."""
+        return self
+
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Payload:
         """The same payload on another device, or in another floating-point precision."""
 
@@ -66,6 +80,57 @@ class Payload:
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.parameters.values())
         return f"Payload({type(self.model).__name__}, {count:,} parameters, {4 * count / 2**20:.1f} MiB as float32)"
+
+
+@dataclass(frozen=True, eq=False)
+class PersonalPayload:
+    """A payload of which some parameters have values of their own for each of K clients.
+
+    A dishonest server need not send everyone the same model. `leaklearn.federated.respond` answers it like any other.
+
+    Attributes
+    ----------
+    shared : Payload
+        The model, and the values that all clients are sent.
+    personal : dict of str to Tensor
+        By parameter name, (K, ...): the values that take the place of the shared ones, in the order of the clients.
+
+    Raises
+    ------
+    ValueError
+        If a name is no parameter of the model, or the values do not have its shape for as many clients.
+    """
+
+    shared: Payload
+    personal: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if not self.personal:
+            raise ValueError("no parameter differs between the clients: send the shared payload alone")
+        for name, value in self.personal.items():
+            if name not in self.shared.parameters:
+                raise ValueError(f"{name!r} is no parameter of {self.shared!r}")
+            wanted = tuple(self.shared.parameters[name].shape)
+            if tuple(value.shape[1:]) != wanted or len(value) != len(self):
+                raise ValueError(f"{name} is {tuple(value.shape)}; {len(self)} clients need ({len(self)}, *{wanted})")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.personal.values())))
+
+    def rows(self, rows: slice) -> PersonalPayload:
+        """What these clients are sent."""
+        return PersonalPayload(self.shared, {name: value[rows] for name, value in self.personal.items()})
+
+    def sent_to(self, row: int) -> Payload:
+        """What the client in this row is sent: an ordinary payload."""
+        own = {name: value[row] for name, value in self.personal.items()}
+        return replace(self.shared, parameters={**self.shared.parameters, **own})
+
+    def __repr__(self) -> str:
+        return f"PersonalPayload({len(self)} clients, own {', '.join(self.personal)}; {self.shared!r})"
+
+
+AnyPayload = Payload | PersonalPayload
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,18 +1,20 @@
 """Local training of many clients as one batched tensor program (``torch.func``).
 
-All clients start from the same weights, so their first forward pass is one pass over all images; from then on every
+Where all clients start from the same weights, their first forward pass is one pass over all images; from then on every
 client has weights of its own and the layers become batched (grouped) ones. The numbers are those of training one client
 after another, to float tolerance.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from leaklearn.federated.exchange import Payload
+from leaklearn.federated.exchange import AnyPayload, Payload
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 State = dict[str, Tensor]
@@ -34,7 +36,7 @@ def clients_at_once(payload: Payload, protocol: Protocol) -> int:
     return max(1, min(by_images, by_weights))
 
 
-def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor) -> tuple[State, State]:
+def local_updates(payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor) -> tuple[State, State]:
     """What K clients answer to a payload.
 
     With theta the payload's weights, FedSGD returns the gradient of the mean cross-entropy at theta over the client's
@@ -43,7 +45,7 @@ def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: 
     Parameters
     ----------
     payload
-        What the server sent.
+        What the server sent; if personal, to these K clients in their order.
     protocol
         `FedSGD` (T = 1) or `FedAvg`.
     images
@@ -55,37 +57,37 @@ def local_updates(payload: Payload, protocol: Protocol, images: Tensor, labels: 
     -------
     tuple of dict
         Updates and batch-norm buffers by name, each (K, ...). In eval mode no buffers are returned.
-
-    Raises
-    ------
-    FloatingPointError
-        If an update is not finite, naming the first client concerned.
     """
-    training = protocol.batch_norm == "train"
-    model, mode = payload.model, payload.model.training
-    model.train(training)
+    training, model, sent = protocol.batch_norm == "train", payload.shared.model, payload.shared.buffers
     changing = batch_norm_buffers(model) if training else set()
-    fixed = {name: value for name, value in payload.buffers.items() if name not in changing}
-    buffers = {name: _copies(payload.buffers[name], len(images)) for name in changing}
+    fixed = {name: value for name, value in sent.items() if name not in changing}
+    buffers = {name: sent[name].expand(len(images), *sent[name].shape).clone() for name in changing}
 
     def loss(parameters: State, buffers: State, images: Tensor, labels: Tensor) -> Tensor:
         logits = functional_call(model, (parameters, fixed, buffers), (images,))
         return F.cross_entropy(logits, labels)
 
-    shared = vmap(grad(loss), in_dims=(None, 0, 0, 0))
-    try:
+    start, axes = starts(payload)
+    first = vmap(grad(loss), in_dims=(axes, 0, 0, 0))
+    with in_mode(model, training):
         if not isinstance(protocol, FedAvg):
-            updates = shared(payload.parameters, buffers, images[:, 0], labels[:, 0])
+            updates = first(start, buffers, images[:, 0], labels[:, 0])
         else:
-            updates = _local_sgd(shared, vmap(grad(loss)), payload.parameters, buffers, images, labels, protocol.lr)
-    finally:
-        model.train(mode)
-    _check_finite(updates)
+            updates = _local_sgd(first, vmap(grad(loss)), start, buffers, images, labels, protocol.lr)
     return updates, buffers
 
 
+def starts(payload: AnyPayload) -> tuple[State, dict[str, int | None]]:
+    """The weights that local training starts from, and for each whether clients are its first axis (0) or not (None).
+
+    The second is what ``vmap(in_dims=...)`` takes.
+    """
+    weights = {**payload.shared.parameters, **payload.personal}
+    return weights, {name: 0 if name in payload.personal else None for name in weights}
+
+
 def _local_sgd(first, later, start: State, buffers: State, images: Tensor, labels: Tensor, lr: float) -> State:
-    """Weight differences after local SGD. `first` takes shared weights, `later` stacked ones."""
+    """Weight differences after local SGD. `first` takes the weights that were sent, `later` stacked ones."""
     gradients = first(start, buffers, images[:, 0], labels[:, 0])
     # In weights, not in differences: a client subtracts in the precision of its weights, and what rounding does there
     # to a small step is part of what the attacker sees.
@@ -107,15 +109,24 @@ def batch_norm_buffers(model: nn.Module) -> set[str]:
     }
 
 
-def _copies(value: Tensor, clients: int) -> Tensor:
-    return value.expand(clients, *value.shape).clone()
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or in eval mode; afterwards it is as it was."""
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
-def _check_finite(updates: State) -> None:
-    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in updates.values()]).all(0)
-    if not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
-        raise FloatingPointError(
-            f"{len(bad)} of {len(finite)} client updates are not finite (first: row {bad[0]}): "
-            "lower the learning rate, or check that images are in [0, 1]"
-        )
+@contextmanager
+def hooked(model: nn.Module, hooks: dict[str, Callable[..., Tensor | None]]) -> Iterator[None]:
+    """Forward hooks on the modules that they are named after, see `torch.nn.Module.register_forward_hook`."""
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,15 +1,19 @@
-"""Differentially private local training: every image's gradient is clipped by itself, then noise is added.
+"""Differential privacy: local training with clipped gradients and noise, and what a noise multiplier guarantees.
 
 DP-SGD (Abadi et al., CCS 2016, algorithm 1) at the client. Its epsilon speaks of single images, which is what the
 attacks of this project take.
+
+A mechanism is (epsilon, delta)-differentially private when, for any two data sets that differ in one record, no set of
+outputs is more than exp(epsilon) times as likely under one than under the other, up to delta (Dwork and Roth 2014). The
+record is an image under `PrivateSGD` and a whole client under `leaklearn.federated.defences.GaussianNoise`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from functools import partial
+from math import inf, sqrt
 from typing import ClassVar
 
 import torch
@@ -17,19 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from leaklearn.federated.defences import (
-    Defence,
-    check_noise,
-    noised,
-    refuse_batch_norm,
-    with_noise_of_others,
-)
-from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.local import State
+from leaklearn.federated.defences import Defence, check_noise, noised, refuse_batch_norm
+from leaklearn.federated.exchange import AnyPayload, Payload, Updates
+from leaklearn.federated.local import State, hooked, in_mode, starts
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 # Weights from which on a linear layer's gradient is not computed image by image, but its norm alone.
 GHOST_WEIGHTS = 50_000
+# Orders of Rényi differential privacy. Little noise, and so a large epsilon, has its best order close above 1, where
+# opacus' own list (1.1 to 63) is too coarse: eps(alpha) = alpha T / (2 z^2) + ..., minimal at about
+# alpha = 1 + z sqrt(2 log(1/delta) / T).
+ORDERS = [1 + 2.0**-power * part for power in range(14, 0, -1) for part in (1.0, 1.19, 1.41, 1.68)]
+ORDERS += [2 + x / 8 for x in range(64)] + [float(x) for x in range(10, 65)] + [80.0, 128.0, 256.0, 512.0, 1024.0]
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,22 @@ class PrivateSGD(Defence):
         check_noise(self.multiplier, self.clip)
 
     def answer(
-        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
         """See `Defence.answer`; a ValueError for batch norm in train mode: no image then has a gradient of its own."""
         refuse_batch_norm(self, payload, protocol)
-        model, mode = payload.model, payload.model.training
-        model.train(protocol.batch_norm == "train")
-        try:
-            return self._train(payload, protocol, images, labels, seeds), {}
-        finally:
-            model.train(mode)
+        start, axes = starts(payload)
+        weights, steps = start, images.shape[1]
+        with in_mode(payload.shared.model, protocol.batch_norm == "train"):
+            first, later = (clipped_gradients(payload.shared, self.clip, axis) for axis in (axes, 0))
+            for step in range(steps):
+                found = (later if step else first)(weights, images[:, step], labels[:, step])
+                # The seeds of all steps differ, and those of one client's steps from any other client's.
+                found = noised(found, self._once(protocol), [seed * steps + step for seed in seeds])
+                if not isinstance(protocol, FedAvg):
+                    return found, {}
+                weights = {name: weights[name] - protocol.lr * found[name] for name in found}
+        return {name: weights[name] - start[name] for name in weights}, {}
 
     def add_noise(self, updates: Updates, seeds: Sequence[int]) -> Updates:
         """The noise of one FedSGD round on updates of the same clip without any.
@@ -82,42 +91,19 @@ class PrivateSGD(Defence):
         """
         if isinstance(updates.protocol, FedAvg) or updates.summed:
             raise ValueError(f"noise can be added later to single clients' FedSGD updates only, not to {updates!r}")
-        deviation = self.multiplier * self.clip / updates.protocol.batch_size
-        return replace(updates, tensors=noised(updates.tensors, deviation, seeds))
+        return replace(updates, tensors=noised(updates.tensors, self._once(updates.protocol), seeds))
 
-    def summed(self, payload: Payload, total: Updates, seed: int) -> Updates:
-        """See `leaklearn.federated.defences.GaussianNoise.summed`."""
-        others = self._deviation(total.protocol) * sqrt(len(total) - 1)
-        return with_noise_of_others(payload, total, others, seed)
-
-    def error(self, updates: Updates, name: str) -> Tensor:
-        """See `Defence.error`. Of several steps only their own noise is counted, not what it does to later ones."""
-        value = updates.tensors[name]
-        count = len(updates) if updates.summed else 1
-        return value.new_full((len(value),), self._deviation(updates.protocol) * sqrt(count))
-
-    def _deviation(self, protocol: Protocol) -> float:
-        once = self.multiplier * self.clip / protocol.batch_size
+    def deviation(self, protocol: Protocol) -> float:
+        """See `Defence.deviation`. Of several steps only their own noise is counted, not what it does to later ones."""
+        once = self._once(protocol)
         return once * protocol.lr * sqrt(protocol.local_steps) if isinstance(protocol, FedAvg) else once
 
-    def _train(
-        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
-    ) -> State:
-        start, steps = payload.parameters, images.shape[1]
-        shared, own = clipped_gradients(payload, self.clip, stacked=False), clipped_gradients(payload, self.clip)
-        weights = start
-        deviation = self.multiplier * self.clip / protocol.batch_size
-        for step in range(steps):
-            found = (own if step else shared)(weights, images[:, step], labels[:, step])
-            # The seeds of all steps differ, and those of one client's steps from any other client's.
-            found = noised(found, deviation, [seed * steps + step for seed in seeds])
-            if not isinstance(protocol, FedAvg):
-                return found
-            weights = {name: weights[name] - protocol.lr * found[name] for name in found}
-        return {name: weights[name] - start[name] for name in weights}
+    def _once(self, protocol: Protocol) -> float:
+        """The same of a single step's gradient."""
+        return self.multiplier * self.clip / protocol.batch_size
 
 
-def clipped_gradients(payload: Payload, clip: float, *, stacked: bool = True) -> Callable[..., State]:
+def clipped_gradients(payload: Payload, clip: float, axes: int | dict[str, int | None]) -> Callable[..., State]:
     """A function of weights, images (K, b, C, H, W) and labels (K, b) that gives mean clipped gradients (K, ...).
 
     Every image's own gradient is taken, but for linear layers of `GHOST_WEIGHTS` and more: of these only its norm,
@@ -131,8 +117,8 @@ def clipped_gradients(payload: Payload, clip: float, *, stacked: bool = True) ->
         Model and buffers.
     clip
         C.
-    stacked
-        Whether each client has weights of its own, (K, ...), or all share one set.
+    axes
+        Where clients are an axis of the weights: 0 if they all have weights of their own, else see `starts`.
     """
     model, buffers = payload.model, payload.buffers
 
@@ -156,7 +142,14 @@ def clipped_gradients(payload: Payload, clip: float, *, stacked: bool = True) ->
         zeros = {layer: images.new_zeros(len(images), len(parameters[f"{layer}.weight"])) for layer in wide}
 
         def shifted(shifts: State) -> tuple[Tensor, State]:
-            with inputs_of(model, shifts) as inputs:
+            """Losses where these are added to the layers' outputs, and what the layers see."""
+            inputs: State = {}
+
+            def shift(name: str, _module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+                inputs[name] = given[0]
+                return out + shifts[name]
+
+            with hooked(model, {name: partial(shift, name) for name in wide}):
                 return losses(parameters, images, labels).sum(), inputs
 
         slopes, inputs = grad(shifted, has_aux=True)(zeros)
@@ -167,7 +160,7 @@ def clipped_gradients(payload: Payload, clip: float, *, stacked: bool = True) ->
         return grad(lambda parameters: (weights * losses(parameters, images, labels)).sum())(parameters)
 
     wide = wide_layers(payload)
-    return vmap(ghost if wide else direct, in_dims=(0 if stacked else None, 0, 0))
+    return vmap(ghost if wide else direct, in_dims=(axes, 0, 0))
 
 
 def per_image(losses: Callable[..., Tensor], parameters: State, rest: State, images: Tensor, labels: Tensor) -> State:
@@ -195,37 +188,58 @@ def wide_layers(payload: Payload) -> list[str]:
     if not large or shape is None:
         return []
     image = torch.zeros(1, *shape, device=payload.device, dtype=payload.dtype)
-    calls: list[tuple[str, int]] = []
-    modules = dict(payload.model.named_modules())
-    hooks = [
-        modules[name].register_forward_hook(lambda _m, given, _o, name=name: calls.append((name, given[0].ndim)))
-        for name in large
-    ]
-    try:
-        with torch.no_grad():
-            functional_call(payload.model, (payload.parameters, payload.buffers), (image,))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [name for name in large if [call for call in calls if call[0] == name] == [(name, 2)]]
+    calls: dict[str, list[int]] = {name: [] for name in large}
+    hooks = {name: lambda _m, given, _o, name=name: calls[name].append(given[0].ndim) for name in large}
+    with torch.no_grad(), hooked(payload.model, hooks):
+        functional_call(payload.model, (payload.parameters, payload.buffers), (image,))
+    return [name for name in large if calls[name] == [2]]
 
 
-@contextmanager
-def inputs_of(model: nn.Module, shifts: State) -> Iterator[State]:
-    """Add `shifts` to the outputs of the layers that they are named after, and collect what these layers see."""
-    inputs: State = {}
-    modules = dict(model.named_modules())
+def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float = 1.0) -> float:
+    """Epsilon after `steps` releases of a Gaussian mechanism with this noise multiplier, by opacus' Rényi accountant.
 
-    def hook(name: str) -> Callable[..., Tensor]:
-        def shift(_module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-            inputs[name] = given[0]
-            return out + shifts[name]
+    Mironov (CSF 2017) and, for samples, Mironov et al. (arXiv 1908.10530); turned into (epsilon, delta) as in Balle et
+    al. (AISTATS 2020). It holds for any epsilon; opacus' tighter PRV accountant fails for those in the thousands that
+    little noise has.
 
-        return shift
+    Parameters
+    ----------
+    multiplier
+        z: standard deviation of the noise over the norm that a record's contribution is clipped to. 0: infinite
+        epsilon.
+    steps
+        How often a record's data were used: rounds that its client took part in, times local steps.
+    delta
+        In (0, 1); the customary choice is one over the number of records.
+    sample_rate
+        Probability of a record to be used in a step, drawn secretly and independently (Poisson). 1 where all of a
+        client's images are used each time, or where the server knows which ones are: what it knows does not amplify.
 
-    hooks = [modules[name].register_forward_hook(hook(name)) for name in shifts]
-    try:
-        yield inputs
-    finally:
-        for each in hooks:
-            each.remove()
+    Returns
+    -------
+    float
+        Upper bound, >= 0; infinite without noise.
+
+    Raises
+    ------
+    ValueError
+        For a number out of its range.
+    """
+    if not multiplier >= 0:
+        raise ValueError(f"multiplier is {multiplier!r}; the noise multiplier is at least 0")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps is {steps!r}; it is a whole number of at least 0")
+    if not 0 < delta < 1:
+        raise ValueError(f"delta is {delta!r}; it lies between 0 and 1, at about one over the number of records")
+    if not 0 < sample_rate <= 1:
+        raise ValueError(f"sample_rate is {sample_rate!r}; it is a probability above 0")
+    if steps == 0:
+        return 0.0
+    if multiplier == 0:
+        return inf
+    # Here, for importing opacus takes seconds that most of the package never needs.
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(multiplier, sample_rate, steps)]
+    return float(accountant.get_epsilon(delta, alphas=ORDERS))

@@ -6,10 +6,9 @@ in FedSGD a client returns one gradient, in FedAvg the change of its weights aft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
-import torch
 from torch import Tensor
 
 BATCH_NORM_MODES = ("train", "eval")
@@ -31,7 +30,7 @@ class FedSGD:
     batch_norm: str = "train"
 
     def __post_init__(self) -> None:
-        _check_positive("batch_size", self.batch_size)
+        check_count("batch_size", self.batch_size)
         _check_mode(self.batch_norm)
 
     local_steps = 1
@@ -65,8 +64,8 @@ class FedAvg:
     batch_norm: str = "train"
 
     def __post_init__(self) -> None:
-        _check_positive("batch_size", self.batch_size)
-        _check_positive("local_steps", self.local_steps)
+        check_count("batch_size", self.batch_size)
+        check_count("local_steps", self.local_steps)
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; a local learning rate is above 0")
         _check_mode(self.batch_norm)
@@ -100,45 +99,9 @@ class Draw:
         return self.positions.flatten(1)
 
 
-def draw(sizes: Sequence[int], protocol: Protocol, seed: int = 0) -> Draw:
-    """Choose each client's mini-batches: without replacement within an epoch, a new order each epoch.
-
-    Parameters
-    ----------
-    sizes
-        Number of images of each client.
-    protocol
-        `FedSGD` or `FedAvg`; its batch size and local steps count.
-    seed
-        The same seed gives the same draw, whatever the chunk size the clients are computed in.
-
-    Raises
-    ------
-    ValueError
-        If a batch is larger than a client's data.
-    """
-    if len(sizes) == 0:
-        raise ValueError("no client given; at least one is needed")
-    if min(sizes) < protocol.batch_size:
-        small = min(range(len(sizes)), key=sizes.__getitem__)
-        raise ValueError(
-            f"batch_size {protocol.batch_size} is larger than the data of client {small} ({sizes[small]} images); "
-            "use a smaller batch or fewer clients"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    steps, batch = protocol.local_steps, protocol.batch_size
-    rows = []
-    for size in sizes:
-        # Whole batches only, so that every client's round has one shape; what an epoch leaves over is in the next one.
-        per_epoch = size // batch
-        epochs = -(-steps // per_epoch)
-        order = [torch.randperm(size, generator=generator)[: per_epoch * batch] for _ in range(epochs)]
-        rows.append(torch.cat(order)[: steps * batch].view(steps, batch))
-    return Draw(torch.stack(rows))
-
-
-def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+def check_count(name: str, value: int) -> None:
+    """Raise a ValueError unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} is {value!r}; it is a whole number of at least 1")
 
 

@@ -15,7 +15,7 @@ from leaklearn.federated.clients import Client, respond
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.local import batch_norm_buffers
-from leaklearn.federated.protocols import Protocol
+from leaklearn.federated.protocols import Protocol, check_count
 
 
 @dataclass(eq=False)
@@ -154,8 +154,7 @@ def federate(
     """
     counts = {"rounds": rounds, "clients_per_round": clients_per_round, "evaluate_every": evaluate_every}
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it is at least 1")
+        check_count(name, value)
     if clients_per_round > len(clients):
         raise ValueError(f"clients_per_round is {clients_per_round}, but there are {len(clients)} clients")
     server = Server(model, lr)

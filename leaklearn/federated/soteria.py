@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
 from leaklearn.federated.defences import Defence, check_share, draws, refuse_batch_norm
-from leaklearn.federated.exchange import Payload
-from leaklearn.federated.local import State, local_updates
-from leaklearn.federated.protocols import FedAvg, Protocol
+from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload
+from leaklearn.federated.local import State, in_mode, local_updates
+from leaklearn.federated.protocols import FedAvg, Protocol, check_count
 
 # Features whose derivatives are computed together where they are computed exactly.
 FEATURES_AT_ONCE = 64
@@ -51,24 +51,22 @@ class Soteria(Defence):
 
     def __post_init__(self) -> None:
         check_share("share", self.share, zero=True)
-        if self.probes is not None and (isinstance(self.probes, bool) or self.probes < 1):
-            raise ValueError(f"probes is {self.probes!r}; it is at least 1, or None for exact derivatives")
+        if self.probes is not None:
+            check_count("probes", self.probes)
 
     def answer(
-        self, payload: Payload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
-        """See `Defence.answer`; a ValueError for FedAvg, whose update is no single gradient, or for batch norm."""
+        """See `Defence.answer`; a ValueError for FedAvg (no single gradient), batch norm, or a personal payload."""
         if isinstance(protocol, FedAvg):
             raise ValueError(f"{self} prunes a gradient, but {protocol} sends weight changes; use FedSGD")
+        if isinstance(payload, PersonalPayload):
+            raise ValueError(f"{self} computes the features of all clients by one model, but was sent {payload!r}")
         refuse_batch_norm(self, payload, protocol)
         tensors, buffers = local_updates(payload, protocol, images, labels)
-        model, mode = payload.model, payload.model.training
-        model.train(protocol.batch_norm == "train")
-        try:
-            name = head_name(model)
+        name = head_name(payload.model)
+        with in_mode(payload.model, protocol.batch_norm == "train"):
             tensors[f"{name}.weight"] = self._pruned(payload, name, images[:, 0], labels[:, 0], seeds)
-        finally:
-            model.train(mode)
         return tensors, buffers
 
     def _pruned(self, payload: Payload, head: str, images: Tensor, labels: Tensor, seeds: Sequence[int]) -> Tensor:

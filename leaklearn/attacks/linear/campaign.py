@@ -12,8 +12,7 @@ from leaklearn.attacks.linear.base import UNIT_ROUNDOFF
 from leaklearn.attacks.linear.cells import NONE, ONE, SEVERAL, UNSEEN, Cells
 from leaklearn.attacks.linear.certainty import TOLERANCE, check_resynthesis, compare, neuron_gradients
 from leaklearn.attacks.linear.peeling import MOST_KNOWN, Bins, Solved, in_bins, solve
-from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.personal import PersonalPayload
+from leaklearn.federated.exchange import Payload, PersonalPayload, Updates
 from leaklearn.leaks import Leak, merge
 
 # Two images of a client whose measurements differ by less are first taken for one.
