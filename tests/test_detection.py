@@ -57,9 +57,9 @@ def test_aligned_counts_parallel_rows():
     base = torch.randn(10, generator=torch.Generator().manual_seed(0))
     other = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
     rows = torch.cat([base * torch.tensor([[1.0], [-2.0], [0.5], [3.0], [7.0], [0.1]]), other])
-    assert aligned(rows, 0.999) == pytest.approx(0.6)
-    assert aligned(torch.zeros(5, 10), 0.999) == 0
-    assert aligned(torch.randn(64, 100, generator=torch.Generator().manual_seed(2)), 0.999) == 0
+    assert aligned(rows) == pytest.approx(0.6)
+    assert aligned(torch.zeros(5, 10)) == 0
+    assert aligned(torch.randn(64, 100, generator=torch.Generator().manual_seed(2))) == 0
 
 
 def test_explained_is_one_for_one_measurement_whatever_scales_and_offsets():

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from leaklearn.federated.exchange import Payload
+from leaklearn.federated.local import hooked, in_mode
 
 # Neurons below which a layer is too narrow to be a net for images: the columns of a gray image's first kernels, say.
 FEWEST_NEURONS = 16
 # Weights below which a kernel is too small to be told from one that copies.
 SMALLEST_KERNEL = 4
+# |cos| from which on two rows or columns count as parallel.
+COSINE = 0.999
+# Share of a neuron's gradient that an image has to itself when it owns the neuron.
+OWNED = 0.99
 # Images whose gradients are computed together: a ResNet-18 has 45 MB of them for one image.
 IMAGES_AT_ONCE = 8
 
@@ -68,7 +73,7 @@ class Detector:
     Attributes
     ----------
     parallel : float
-        Largest share of a linear layer's rows that point in one direction (|cos| above `cosine`): bins measure all the
+        Largest share of a linear layer's rows that point in one direction (|cos| above `COSINE`): bins measure all the
         same. Wants at least `FEWEST_NEURONS` rows; the last layer is left out here and below, as its neurons are
         classes.
     repeated : float
@@ -80,14 +85,12 @@ class Detector:
         Share of the variance, over the client's images, of a linear layer's outputs that one direction explains: rows
         may be disguised, but bins still follow one number. Each neuron counts with unit variance.
     exposed : float
-        Share of the client's images that have a neuron of a linear layer to themselves: more than 99 % of the neuron's
-        gradient, summed as norms over images, is that image's. Then the neuron's gradient is the image (Phong et al.
-        2017).
+        Share of the client's images that have a neuron of a linear layer to themselves: more than `OWNED` of the
+        neuron's gradient, summed as norms over images, is that image's. Then the neuron's gradient is the image (Phong
+        et al. 2017).
     d_snr : float
         Disaggregation SNR of Garov et al.: the largest, over linear and convolutional layers, of the norm of one
         image's gradient over the sum of all others'. Above 1 one image speaks louder than all others together.
-    cosine : float
-        See `parallel`.
     """
 
     parallel: float = 0.5
@@ -96,10 +99,9 @@ class Detector:
     one_measurement: float = 0.99
     exposed: float = 0.3
     d_snr: float = 1.0
-    cosine: float = 0.999
 
     def __post_init__(self) -> None:
-        for name in ("parallel", "repeated", "copying", "one_measurement", "exposed", "d_snr", "cosine"):
+        for name in ("parallel", "repeated", "copying", "one_measurement", "exposed", "d_snr"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"{name} is {value!r}; a limit is a number above 0")
@@ -133,8 +135,8 @@ class Detector:
     def _weights(self, payload: Payload, wide: list[str]) -> Iterator[tuple[str, str, float]]:
         for name in wide:
             weight = payload.parameters[f"{name}.weight"]
-            yield "parallel", name, aligned(weight, self.cosine)
-            yield "repeated", name, aligned(weight.T, self.cosine)
+            yield "parallel", name, aligned(weight)
+            yield "repeated", name, aligned(weight.T)
         for name, module in payload.model.named_modules():
             if isinstance(module, nn.modules.conv._ConvNd):
                 kernels = payload.parameters[f"{name}.weight"].abs().flatten(1)
@@ -146,26 +148,21 @@ class Detector:
         self, payload: Payload, wide: list[str], images: Tensor, labels: Tensor
     ) -> Iterator[tuple[str, str, float]]:
         images, labels = images.to(payload.device, payload.dtype), labels.to(payload.device)
-        mode = payload.model.training
-        payload.model.eval()
-        try:
-            for name, values in outputs(payload, wide, images).items():
-                yield "one_measurement", name, explained(values)
-            rows = gradient_norms(payload, images, labels)
-        finally:
-            payload.model.train(mode)
+        with in_mode(payload.model, training=False):
+            seen, rows = outputs(payload, wide, images), gradient_norms(payload, images, labels)
+        for name, values in seen.items():
+            yield "one_measurement", name, explained(values)
         for name, value in rows.items():
             if name.removesuffix(".weight") in wide:
                 yield "exposed", name, exposed_images(value)
-        layers = [(name, value.square().sum(1).sqrt()) for name, value in rows.items()]
-        snr = {name: dominance(value) for name, value in layers}
-        yield from (("d_snr", name, value) for name, value in snr.items())
+        for name, value in rows.items():
+            yield "d_snr", name, dominance(value.square().sum(1).sqrt())
 
 
-def aligned(rows: Tensor, cosine: float) -> float:
+def aligned(rows: Tensor) -> float:
     """Largest share of the rows (n, d) that are parallel to one of them, up to sign; 0 if none is to any other."""
     unit = F.normalize(rows, dim=1)  # rows of zeros stay zero, and are parallel to none
-    most = int(((unit @ unit.T).abs() > cosine).sum(1).max())
+    most = int(((unit @ unit.T).abs() > COSINE).sum(1).max())
     return most / len(rows) if most > 1 else 0.0
 
 
@@ -183,11 +180,11 @@ def explained(values: Tensor) -> float:
     return float(squares[0] / squares.sum())
 
 
-def exposed_images(norms: Tensor, share: float = 0.99) -> float:
+def exposed_images(norms: Tensor) -> float:
     """Share of the images that own a neuron: gradient norms (N, n) of N images at n neurons -> 0..1."""
     total = norms.sum(0)
     largest, image = norms.max(0)
-    owned = (largest > share * total) & (total > 0)
+    owned = (largest > OWNED * total) & (total > 0)
     return len(image[owned].unique()) / len(norms)
 
 
@@ -200,17 +197,9 @@ def dominance(norms: Tensor) -> float:
 def outputs(payload: Payload, names: list[str], images: Tensor) -> dict[str, Tensor]:
     """(N, n) what the named layers give before their activation, averaged over positions if they see several."""
     found: dict[str, Tensor] = {}
-    modules = dict(payload.model.named_modules())
-    hooks = [
-        modules[name].register_forward_hook(lambda _m, _i, out, name=name: found.__setitem__(name, out.detach()))
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            functional_call(payload.model, {**payload.parameters, **payload.buffers}, (images,))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = {name: lambda _m, _i, out, name=name: found.__setitem__(name, out.detach()) for name in names}
+    with torch.no_grad(), hooked(payload.model, hooks):
+        functional_call(payload.model, {**payload.parameters, **payload.buffers}, (images,))
     return {name: value.flatten(1, -2).mean(1) if value.ndim > 2 else value for name, value in found.items()}
 
 
