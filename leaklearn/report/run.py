@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -175,6 +175,20 @@ class Run:
             "captions": self.captions,
             "keys": self.keys,
         }
+
+
+def must_hold(text: str, test: Callable[[], object]) -> None:
+    """Print a line of a notebook's "What must hold": `<text>: True`, or False.
+
+    A test that looks at a setting which was not run (a missing key, an empty table, a NaN) says "not run" instead: a
+    reader may change any parameter and keeps the results.
+    """
+    try:
+        value = test()
+        told = "not run" if value is None or value != value else str(bool(value))
+    except (LookupError, StopIteration, ValueError, TypeError) as error:
+        told = f"not run ({type(error).__name__}: {' '.join(str(error).split())[:80]})"
+    print(f"{text}: {told}")  # noqa: T201
 
 
 def replace_folder(new: Path, destination: Path) -> None:
