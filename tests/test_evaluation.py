@@ -1,15 +1,11 @@
-"""Assignment, image quality and statistics against hand values and other implementations."""
-
-import logging
+"""Assignment and image quality against hand values and other implementations."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
-from leaklearn.evaluation import assign, interval, lpips, pairwise_mse, psnr, ssim, summarise
+from leaklearn.evaluation import assign, pairwise_mse, psnr, ssim
 from leaklearn.evaluation.assignment import match_within
 from leaklearn.evaluation.similarity import CEILING_DB
 
@@ -140,82 +136,10 @@ def test_many_pairs_are_the_same_in_chunks(monkeypatch):
 
 
 def test_quality_refuses_what_it_cannot_compare():
-    for metric in (psnr, ssim, lpips):
+    for metric in (psnr, ssim):
         with pytest.raises(ValueError, match="alike"):
             metric(noise(2, 1, 8, 8), noise(3, 1, 8, 8))
         with pytest.raises(ValueError, match=r"torch\.uint8"):
             metric(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(1, 1, 8, 8).byte())
     with pytest.raises(ValueError, match="5x5"):
         ssim(noise(1, 1, 5, 5), noise(1, 1, 5, 5))
-    with pytest.raises(ValueError, match="channels, not 2"):
-        lpips(noise(1, 2, 8, 8), noise(1, 2, 8, 8))
-
-
-def test_lpips_is_left_out_where_its_weights_are_missing(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: pytest.fail("a download was tried"))
-    with caplog.at_level(logging.WARNING):
-        assert lpips(noise(1, 1, 28, 28), noise(1, 1, 28, 28)) is None
-    assert str(tmp_path) in caplog.text
-
-
-def test_interval_by_hand():
-    found = interval([1.0, 2.0, 3.0])
-    half = 4.302653 / np.sqrt(3)  # t(0.975, 2) from a table, standard deviation 1
-    assert (found.mean, found.n) == (2.0, 3)
-    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-5)
-    assert found.half == pytest.approx(half, abs=1e-5)
-
-
-@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
-def test_interval_against_scipy(level):
-    values = np.random.default_rng(0).normal(3, 2, size=7)
-    found = interval(values, level)
-    assert (found.low, found.high) == pytest.approx(stats.t.interval(level, 6, values.mean(), stats.sem(values)))
-
-
-def test_one_value_has_no_interval():
-    found = interval([0.5])
-    assert found.mean == 0.5
-    assert np.isnan([found.low, found.high]).all()
-    assert "no interval" in str(found)
-
-
-def test_intervals_in_percent():
-    found = interval([0.1, 0.2, 0.3]).scaled(100)
-    assert found.mean == pytest.approx(20)
-    assert found.low < 20 < found.high
-    assert str(found) == "20 ± 24.8 (n=3)"
-
-
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")], [1.0, float("inf")]])
-def test_values_without_a_mean(values):
-    with pytest.raises(ValueError, match=r"no values|1 of 2 values are not finite"):
-        interval(values)
-
-
-def test_interval_needs_a_coverage():
-    with pytest.raises(ValueError, match="level is 95"):
-        interval([1.0, 2.0], level=95)
-
-
-def test_summaries_of_a_tidy_table():
-    table = pd.DataFrame(
-        {
-            "source": ["lll", "lll", "fedavg", "fedavg"],
-            "seed": [0, 1, 0, 1],
-            "accuracy": [0.9, 0.8, 0.5, 0.7],
-            "psnr": [60.0, np.nan, np.nan, np.nan],
-        }
-    )
-    found = summarise(table, "source", ["accuracy", "psnr"])
-    assert list(found.columns) == ["source", "measure", "mean", "low", "high", "n"]
-    assert found["source"].tolist() == ["lll", "lll", "fedavg", "fedavg"]
-    assert found["mean"].tolist()[:3] == pytest.approx([0.85, 60, 0.6])
-    assert found["n"].tolist() == [2, 1, 2, 0]
-    assert found.loc[0, "low"] == pytest.approx(interval([0.9, 0.8]).low)
-    assert np.isnan(found.loc[3, "mean"])
-    two = summarise(table.assign(dataset="mnist5k"), ["dataset", "source"], "accuracy")
-    assert two[["dataset", "source"]].drop_duplicates().shape == (2, 2)
-    with pytest.raises(ValueError, match="no column acc; the table has source"):
-        summarise(table, "source", "acc")

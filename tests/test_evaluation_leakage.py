@@ -7,13 +7,7 @@ import pytest
 import torch
 from pandas.testing import assert_frame_equal
 
-from leaklearn.evaluation import (
-    Truth,
-    expected_leak_rate,
-    expected_leak_rate_fedavg,
-    expected_over_rounds,
-    score,
-)
+from leaklearn.evaluation import Truth, expected_leak_rate, expected_over_rounds, score
 from leaklearn.evaluation import leakage as module
 
 SHAPE = (1, 8, 8)
@@ -163,13 +157,13 @@ def test_one_step_against_simulation(bins, images):
 
 @pytest.mark.parametrize(("bins", "images", "steps"), [(16, 16, 4), (32, 16, 2), (8, 16, 16), (64, 16, 1)])
 def test_local_steps_against_simulation(bins, images, steps):
-    assert expected_leak_rate_fedavg(bins, images, steps) == pytest.approx(simulated(bins, images, steps), abs=0.01)
+    assert expected_leak_rate(bins, images, steps) == pytest.approx(simulated(bins, images, steps), abs=0.01)
 
 
 def test_closed_forms_at_the_published_settings():
     one = [100 * expected_leak_rate(factor * 64, 64) for factor in (8, 4, 2, 1)]
     assert one == pytest.approx([88.4, 78.1, 61.0, 37.1], abs=0.1)
-    loki = [100 * expected_leak_rate_fedavg(factor * 64, 64, 8) for factor in (4, 2, 1)]
+    loki = [100 * expected_leak_rate(factor * 64, 64, 8) for factor in (4, 2, 1)]
     assert loki == pytest.approx([87.4, 76.8, 60.1], abs=0.05)
     rounds = [100 * expected_over_rounds(np.exp(-1), k) for k in (1, 2, 3, 4, 5)]
     assert rounds == pytest.approx([36.8, 60.0, 74.7, 84.0, 89.9], abs=0.1)
@@ -179,7 +173,7 @@ def test_closed_forms_refuse_impossible_settings():
     with pytest.raises(ValueError, match="bins is 0"):
         expected_leak_rate(0, 4)
     with pytest.raises(ValueError, match="10 images cannot be cut into 3"):
-        expected_leak_rate_fedavg(16, 10, 3)
+        expected_leak_rate(16, 10, 3)
     with pytest.raises(ValueError, match=r"leak_rate is 1\.5"):
         expected_over_rounds(1.5, 2)
     with pytest.raises(ValueError, match="rounds is 0"):

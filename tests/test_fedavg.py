@@ -11,7 +11,7 @@ from tiny import image_set
 
 from leaklearn.data import load
 from leaklearn.data.images import Dataset
-from leaklearn.evaluation.expected import expected_leak_rate_fedavg
+from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments import fedavg
 from leaklearn.experiments.fedavg import attack_beside, federation_rows, leak_by_local_work
 from leaklearn.experiments.harvest import InversionSettings
@@ -23,7 +23,7 @@ from leaklearn.learning import Recipe, evaluate
 from leaklearn.models import build
 from leaklearn.report.claims import judge
 from leaklearn.report.fedavg import beside_chart, local_work_chart
-from leaklearn.report.learning_rules import local_steps
+from leaklearn.report.rules_training import local_steps
 
 SMALL = FederationSettings(clients=8, images_per_client=16, clients_per_round=4, rounds=6, local_steps=4)
 RECIPE = Recipe(steps=10, batch_size=16, pad=0)
@@ -46,7 +46,7 @@ def test_more_epochs_leak_no_more_and_the_closed_form_holds():
         found = attack_round(setting, clients, data.test, model="lenet", with_ssim=False)
         assert found.score.attacked == 60 * 64  # what comes twice counts once
         rates[epochs] = found.score.leak_rate
-        assert setting.expected_leak_rate == expected_leak_rate_fedavg(256, 64, 8)
+        assert setting.expected_leak_rate == expected_leak_rate(256, 64, 8)
         assert rates[epochs] == pytest.approx(setting.expected_leak_rate, abs=0.03)
     assert rates[2] == pytest.approx(rates[1], abs=0.02)
 

@@ -15,9 +15,9 @@ from tiny import INFO, image_set
 from leaklearn.attacks import restore_labels
 from leaklearn.attacks.linear.measurements import Population, bounded_edges, measurement_vector
 from leaklearn.data import load
-from leaklearn.data.equal_sizes import equal_partition
 from leaklearn.data.images import Dataset, ImageSet
-from leaklearn.evaluation.expected import expected_leak_rate
+from leaklearn.data.partition import equal_partition
+from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments import non_iid
 from leaklearn.experiments.collisions import (
     alone,
@@ -39,7 +39,7 @@ from leaklearn.learning import Recipe, evaluate, train
 from leaklearn.models import build
 from leaklearn.report.claims import judge
 from leaklearn.report.non_iid import classes_chart, collisions_chart, skew_chart
-from leaklearn.report.non_iid_rules import both_attacks_change, changes
+from leaklearn.report.rules_leakage import both_attacks_change, changes_with_skew
 
 FEDERATION = FederationSettings(clients=8, images_per_client=16, clients_per_round=4, rounds=3, local_steps=4)
 INVERSION = InversionSettings(16, 4, "lenet", iterations=3)

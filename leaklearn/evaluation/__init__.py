@@ -4,11 +4,10 @@ The only part of the package that sees the truth; nothing here is available to a
 """
 
 from leaklearn.evaluation.assignment import assign, pairwise_mse
-from leaklearn.evaluation.expected import expected_leak_rate, expected_leak_rate_fedavg, expected_over_rounds
-from leaklearn.evaluation.leakage import LeakScore, score
-from leaklearn.evaluation.reconstruction import quality
-from leaklearn.evaluation.similarity import lpips, psnr, ssim
-from leaklearn.evaluation.statistics import Interval, interval, summarise
+from leaklearn.evaluation.closed_forms import expected_leak_rate, expected_over_rounds
+from leaklearn.evaluation.leakage import LeakScore, quality, score
+from leaklearn.evaluation.similarity import psnr, ssim
+from leaklearn.evaluation.statistics import Interval, equivalent, interval, summarise
 from leaklearn.evaluation.truth import Truth
 
 __all__ = [
@@ -16,11 +15,10 @@ __all__ = [
     "LeakScore",
     "Truth",
     "assign",
+    "equivalent",
     "expected_leak_rate",
-    "expected_leak_rate_fedavg",
     "expected_over_rounds",
     "interval",
-    "lpips",
     "pairwise_mse",
     "psnr",
     "quality",

@@ -25,15 +25,10 @@ def pairwise_mse(a: Tensor, b: Tensor) -> Tensor:
     -------
     Tensor
         (..., R, N) float64, in units of squared pixel values of the [0, 1] range.
-
-    Raises
-    ------
-    ValueError
-        If the images differ in shape.
     """
     if a.ndim < 4 or a.ndim != b.ndim or a.shape[:-4] != b.shape[:-4] or a.shape[-3:] != b.shape[-3:]:
         raise ValueError(f"images of shape {tuple(a.shape)} cannot be compared with those of {tuple(b.shape)}")
-    x, y = _rows(a), _rows(b)
+    x, y = (c.flatten(-3).double().div_(255 if c.dtype == torch.uint8 else 1) for c in (a, b))
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
     return ((squares - 2 * x @ y.mT) / x.shape[-1]).clamp_(min=0)
 
@@ -82,19 +77,14 @@ def match_within(rows: np.ndarray, columns: np.ndarray, mse: np.ndarray, limit: 
     Parameters
     ----------
     rows, columns, mse
-        (E,) the good pairs: reconstruction, original, their mean squared error of at most ``limit``. Each pair once.
+        (E,) the good pairs, each once: reconstruction, original, their mean squared error.
     limit
-        Error from which on a pair is no pair.
+        Largest error of a pair; a ValueError where one is above it.
 
     Returns
     -------
     rows, columns : ndarray
         (P,) the assigned pairs, each reconstruction and each original at most once.
-
-    Raises
-    ------
-    ValueError
-        If an error is above the limit.
     """
     if len(mse) and not mse.max() <= limit:
         raise ValueError(f"a pair's error {mse.max():.3g} is above the limit {limit:.3g}")
@@ -121,8 +111,3 @@ def match_within(rows: np.ndarray, columns: np.ndarray, mse: np.ndarray, limit: 
             kept_columns.append(column_names[local_columns[chosen_columns[real]]])
     return np.concatenate(kept_rows), np.concatenate(kept_columns)
 
-
-def _rows(images: Tensor) -> Tensor:
-    """(..., N, C, H, W) -> (..., N, C*H*W) float64 in [0, 1]."""
-    rows = images.flatten(-3).double()
-    return rows.div_(255) if images.dtype == torch.uint8 else rows

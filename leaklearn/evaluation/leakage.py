@@ -1,7 +1,13 @@
-"""Scoring a leak against the truth: which images leaked, how well, and which reconstructions show none."""
+"""A leak against the truth: which image each reconstruction shows, how well, and which show none.
+
+Two questions, for two kinds of attack. `score` is for linear layer leakage, where some images leak and others do not: a
+reconstruction counts when it is good enough. `quality` is for gradient inversion, which makes one dummy image for each
+image of a batch and does not know which is which: each attacked image gets a reconstruction, however bad.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -12,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from leaklearn.evaluation.assignment import match_within, pairwise_mse
+from leaklearn.evaluation.assignment import assign, match_within, pairwise_mse
 from leaklearn.evaluation.similarity import CEILING_DB, measure_pairs, pick
 from leaklearn.evaluation.truth import Truth
 
@@ -104,7 +110,7 @@ class LeakScore:
 
 
 def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bool = True) -> LeakScore:
-    """Compare a leak with the images that were attacked.
+    """Compare a leak with the images that were attacked, where only good reconstructions count.
 
     Reconstructions are assigned one-to-one to the images of their own client (those of client -1, where only a sum was
     seen, to all images), minimising the mean squared error counted up to the threshold's (`match_within`). An attacked
@@ -124,10 +130,6 @@ def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bo
     with_ssim
         Also compute the SSIM of the leaked images, which takes longer than all the rest; NaN without.
 
-    Returns
-    -------
-    LeakScore
-
     Raises
     ------
     ValueError
@@ -137,13 +139,7 @@ def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bo
     if not isfinite(threshold_db):
         raise ValueError(f"threshold_db is {threshold_db}; it must be a finite number of dB")
     clients, positions = truth.attacked()
-    of_leak = leak.client.cpu().numpy()
-    strangers = sorted(set(of_leak.tolist()) - set(clients.tolist()) - {-1})
-    if strangers:
-        raise ValueError(
-            f"the leak holds images of clients {strangers[:5]}, which the truth does not: score it by its own"
-        )
-
+    of_leak = _clients_of(leak, {*clients.tolist(), -1})
     originals = truth.images.flatten(0, 1)
     labels = truth.labels.flatten().cpu().numpy()
     limit = 10 ** (-threshold_db / 10)
@@ -173,6 +169,69 @@ def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bo
     )
 
 
+def quality(leak: Leak, truth: Truth, *, with_ssim: bool = True) -> pd.DataFrame:
+    """Compare each attacked image with the reconstruction that was made for it.
+
+    Within a client the assignment with the least total mean squared error counts (`assign`; breaching assigns by
+    LPIPS), however bad a pair is. An image that a client used twice has two rows, as it has two reconstructions. A
+    reconstruction with pixels that are not finite counts as none.
+
+    Parameters
+    ----------
+    leak
+        Has ``images`` (M, C, H, W) float in [0, 1], ``client`` (M,) and ``labels`` (M,) or None.
+    truth, with_ssim
+        As in `score`.
+
+    Returns
+    -------
+    DataFrame
+        One row an attacked image, in the order of ``truth.images.flatten(0, 1)``: ``client``; ``position`` in that
+        order; ``reconstruction`` (position in the leak, -1 if none); ``label``; ``psnr`` in dB and ``ssim`` (NaN if
+        there is no reconstruction); ``label_right`` (bool): whether the reconstruction has the image's label. Among
+        poor reconstructions the assignment is close to chance, so that right labels may be found at wrong images.
+
+    Raises
+    ------
+    ValueError
+        If image shapes differ, or the leak names a client that the truth does not hold.
+    """
+    if leak.images.shape[1:] != truth.images.shape[2:]:
+        raise ValueError(
+            f"reconstructions of {tuple(leak.images.shape[1:])} cannot be compared with true images of "
+            f"{tuple(truth.images.shape[2:])}"
+        )
+    clients = truth.clients.cpu().repeat_interleave(truth.images.shape[1]).numpy()
+    of_leak = _clients_of(leak, set(clients.tolist()))
+    finite = leak.images.flatten(1).isfinite().all(1).cpu().numpy()
+    originals = truth.images.flatten(0, 1)
+    found = np.full(len(clients), -1)
+    for chosen, attacked in _alike(of_leak, finite, clients):
+        rows, columns = assign(pick(leak.images, chosen), pick(originals, attacked))
+        found[np.take_along_axis(attacked, columns.numpy(), 1)] = np.take_along_axis(chosen, rows.numpy(), 1)
+
+    labels = truth.labels.flatten().cpu().numpy()
+    table = pd.DataFrame({"client": clients, "position": np.arange(len(clients)), "reconstruction": found})
+    table["label"], table["psnr"], table["ssim"] = labels, nan, nan
+    have = np.flatnonzero(found >= 0)
+    table.loc[have, ["psnr", "ssim"]] = measure_pairs(leak.images, found[have], originals, have, with_ssim)
+    given = np.full(len(of_leak), -1) if leak.labels is None else leak.labels.cpu().numpy()
+    table["label_right"] = False
+    table.loc[have, "label_right"] = given[found[have]] == labels[have]
+    return table
+
+
+def _clients_of(leak: Leak, known: set[int]) -> np.ndarray:
+    """(M,) the client of each reconstruction, all of them among those known."""
+    of_leak = leak.client.cpu().numpy()
+    strangers = sorted(set(of_leak.tolist()) - known)
+    if strangers:
+        raise ValueError(
+            f"the leak holds images of clients {strangers[:5]}, which the truth does not: score it by its own"
+        )
+    return of_leak
+
+
 def _good_pairs(
     reconstructions: Tensor,
     of_leak: np.ndarray,
@@ -199,20 +258,32 @@ def _good_pairs(
 
 def _comparisons(of_leak: np.ndarray, clients: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(reconstructions, attacked images) to be compared: each client's with its own, the unknown client's with all."""
-    images = dict(_groups(clients))
-    for client, mine in _groups(of_leak):
-        targets = _blocks(np.arange(len(clients))) if client == -1 else [images[client]]
-        for block in _blocks(mine):
-            for target in targets:
-                yield block, target
+
+    def blocks(positions: np.ndarray) -> list[np.ndarray]:
+        return np.split(positions, range(BLOCK, len(positions), BLOCK))
+
+    images = _by_client(clients)
+    for client, mine in _by_client(of_leak).items():
+        targets = blocks(np.arange(len(clients))) if client == -1 else [images[client]]
+        yield from ((block, target) for block in blocks(mine) for target in targets)
 
 
-def _groups(names: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each name and the positions at which it stands."""
-    order = np.argsort(names, kind="stable")
-    found, firsts = np.unique(names[order], return_index=True)
-    yield from zip(found.tolist(), np.split(order, firsts)[1:], strict=True)
+def _alike(of_leak: np.ndarray, finite: np.ndarray, clients: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(reconstructions, attacked images), one row a client: clients that have as many of both are taken together."""
+    usable = np.flatnonzero(finite)
+    mine, images = _by_client(of_leak[usable]), _by_client(clients)
+    shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for client, places in mine.items():
+        shapes[len(places), len(images[client])].append(client)
+    for counts, names in shapes.items():
+        step = max(1, BLOCK // max(counts))
+        for begin in range(0, len(names), step):
+            group = names[begin : begin + step]
+            yield np.stack([usable[mine[name]] for name in group]), np.stack([images[name] for name in group])
 
 
-def _blocks(positions: np.ndarray) -> list[np.ndarray]:
-    return np.split(positions, range(BLOCK, len(positions), BLOCK))
+def _by_client(clients: np.ndarray) -> dict[int, np.ndarray]:
+    """Each client and the positions at which it stands."""
+    order = np.argsort(clients, kind="stable")
+    found, firsts = np.unique(clients[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(order, firsts)[1:], strict=True))

@@ -1,19 +1,16 @@
-"""How close two images are: PSNR, SSIM and, where its weights are at hand, LPIPS. One value for each pair."""
+"""How close two images are, one value for each pair: PSNR, SSIM, and distances as a trained network sees them."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from math import nan
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leaklearn import torchvision_compat  # noqa: F401  torchmetrics imports torchvision
-
-log = logging.getLogger(__name__)
+from leaklearn.learning.accuracy import as_float, evaluating
 
 CEILING_DB = 150.0
 """PSNR of identical images. Rounding to float32 alone costs an image of values near 1 about 155 dB (a uniform error of
@@ -22,11 +19,8 @@ CEILING_DB = 150.0
 CHUNK = 256
 """Pairs in one call of a metric: SSIM holds some twenty copies of its images."""
 
-LPIPS_WEIGHTS = "alexnet-owt-7be5be79.pth"
-"""File that torchvision keeps AlexNet's weights in, below ``torch.hub.get_dir()/checkpoints``."""
-
-LPIPS_SIDE = 64
-"""Smaller images are enlarged to this side for LPIPS: AlexNet reduces 28 pixels to nothing."""
+SMALLEST_LENGTH = 1e-10
+"""Added to lengths of feature vectors that are divided by."""
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
@@ -47,81 +41,82 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     ValueError
         If the shapes differ, or the images are not float.
     """
-    _check(a, b)
-    if len(a) == 0:
-        return a.new_zeros(0)
-    metric = _torchmetrics().peak_signal_noise_ratio
-    chunks = zip(a.split(CHUNK), b.split(CHUNK), strict=True)
-    values = [metric(x, y, data_range=1.0, reduction="none", dim=(1, 2, 3)) for x, y in chunks]
-    return torch.cat(values).clamp(max=CEILING_DB)
+    return _each(a, b, "peak_signal_noise_ratio", dim=(1, 2, 3)).clamp(max=CEILING_DB)
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair (Wang et al., 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
 
-    Parameters
-    ----------
-    a, b
-        (N, C, H, W) float in [0, 1], of 6 pixels or more each way.
-
-    Returns
-    -------
-    Tensor
-        (N,) float32, at most 1, which identical images get.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the images are not float or too small.
+    Takes what `psnr` takes, in images of 6 pixels or more each way, and raises as it does. (N,) float32, at most 1,
+    which identical images get.
     """
-    _check(a, b)
-    if min(a.shape[2:]) < 6:
+    if a.ndim == 4 and min(a.shape[2:]) < 6:
         raise ValueError(
             f"images of {a.shape[2]}x{a.shape[3]} are smaller than SSIM's window can be padded to (6 pixels)"
         )
+    return _each(a, b, "structural_similarity_index_measure")
+
+
+def _each(a: Tensor, b: Tensor, name: str, **options: object) -> Tensor:
+    """A metric of torchmetrics, pair by pair, `CHUNK` pairs in a call."""
+    if a.shape != b.shape or a.ndim != 4:
+        raise ValueError(
+            f"pairs of images are two (N, C, H, W) tensors alike, not {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    for images in (a, b):
+        if not images.is_floating_point():
+            raise ValueError(f"images must be float in [0, 1], not {images.dtype}; convert with ImageSet.float()")
     if len(a) == 0:
         return a.new_zeros(0)
-    metric = _torchmetrics().structural_similarity_index_measure
-    chunks = zip(a.split(CHUNK), b.split(CHUNK), strict=True)
-    return torch.cat([metric(x, y, data_range=1.0, reduction="none").reshape(-1) for x, y in chunks])
+    from torchmetrics.functional import image  # imported when first needed: it takes seconds
+
+    metric: Callable[..., Tensor] = getattr(image, name)
+    pairs = zip(a.split(CHUNK), b.split(CHUNK), strict=True)
+    return torch.cat([metric(x, y, data_range=1.0, reduction="none", **options).reshape(-1) for x, y in pairs])
 
 
-def lpips(a: Tensor, b: Tensor) -> Tensor | None:
-    """Learned perceptual distance of each pair (Zhang et al., CVPR 2018; AlexNet), if its weights are on this machine.
+@torch.no_grad()
+def network_distances(network: nn.Module, a: Tensor, b: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
+    """Perceptual and feature distance of each pair, by a network that was trained on clean images of this kind.
 
-    Nothing is ever downloaded. To have it, put torchvision's `LPIPS_WEIGHTS` into ``torch.hub.get_dir()/checkpoints``;
-    the few further weights come with torchmetrics. Grey images are repeated to three channels, small ones enlarged
-    to `LPIPS_SIDE` pixels, so values compare among images of one size only.
+    The perceptual one is LPIPS' (Zhang et al., CVPR 2018) with this network's convolutions and without learned weights:
+    at every pixel of each convolution's output the channels are scaled to length one; the squared distance is averaged
+    over pixels and summed over layers. The feature one is ||f(a) - f(b)|| / ||f(b)||, f the last layer's input.
 
     Parameters
     ----------
+    network
+        One of `leaklearn.models`.
     a, b
-        (N, C, H, W) float in [0, 1], C of 1 or 3.
+        (N, C, H, W) uint8 or float in [0, 1]: reconstructions and truth.
+    batch_size
+        Pairs in one forward pass.
 
     Returns
     -------
-    Tensor or None
-        (N,) float32, 0 for identical images; None, with the reason in the log, where the weights are missing.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the images are not float or of another number of channels.
+    tuple of Tensor
+        (N,) perceptual and (N,) feature distance, 0 or more.
     """
-    _check(a, b)
-    if a.shape[1] not in (1, 3):
-        raise ValueError(f"LPIPS takes 1 or 3 channels, not {a.shape[1]}")
-    file = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_WEIGHTS
-    if not file.is_file():
-        log.warning("no LPIPS: %s is missing, and nothing is downloaded here", file)
-        return None
-    if len(a) == 0:
-        return a.new_zeros(0)
-    metric = _torchmetrics().learned_perceptual_image_patch_similarity
-    chunks = zip(a.split(8 * CHUNK), b.split(8 * CHUNK), strict=True)  # each call loads the network anew
-    return torch.cat(
-        [metric(_rgb(x), _rgb(y), net_type="alex", reduction="none", normalize=True).reshape(-1) for x, y in chunks]
-    )
+    seen: list[Tensor] = []
+    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    hooks = [layer.register_forward_hook(lambda layer, inputs, output: seen.append(output)) for layer in convolutions]
+    perceptual, feature = [], []
+    try:
+        with evaluating(network):
+            for first, second in zip(a.split(batch_size), b.split(batch_size), strict=True):
+                seen.clear()
+                features = network.features(torch.cat([as_float(first), as_float(second)]))
+                total = torch.zeros(len(first), device=first.device)
+                for output in seen:
+                    x, y = (output / (output.norm(dim=1, keepdim=True) + SMALLEST_LENGTH)).chunk(2)
+                    total += (x - y).square().sum(1).mean((1, 2))
+                perceptual.append(total)
+                x, y = features.chunk(2)
+                feature.append((x - y).norm(dim=1) / y.norm(dim=1).clamp_min(SMALLEST_LENGTH))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(perceptual), torch.cat(feature)
 
 
 def pick(images: Tensor, positions: np.ndarray) -> Tensor:
@@ -132,56 +127,17 @@ def pick(images: Tensor, positions: np.ndarray) -> Tensor:
 def measure_pairs(
     reconstructions: Tensor, rows: np.ndarray, originals: Tensor, positions: np.ndarray, with_ssim: bool
 ) -> np.ndarray:
-    """PSNR and SSIM of assigned pairs, a chunk of them at a time.
+    """(P, 2) float64, PSNR in dB and SSIM (NaN unless wanted) of assigned pairs, a chunk of them at a time.
 
-    Parameters
-    ----------
-    reconstructions, originals
-        (M, C, H, W) and (A, C, H, W), float in [0, 1] or uint8.
-    rows, positions
-        (P,) int64: reconstruction ``rows[i]`` belongs to original ``positions[i]``.
-    with_ssim
-        Also compute the SSIM; NaN without.
-
-    Returns
-    -------
-    ndarray
-        (P, 2) float64: PSNR in dB, SSIM.
+    Reconstruction ``rows[i]`` belongs to original ``positions[i]``, (P,) int64 each, among images (M, C, H, W) and
+    (A, C, H, W), float in [0, 1] or uint8.
     """
     values = np.full((len(rows), 2), nan)
     for begin in range(0, len(rows), CHUNK):
         part = slice(begin, begin + CHUNK)
-        x = _unit(pick(reconstructions, rows[part]))
-        y = _unit(pick(originals, positions[part])).to(x.device)
+        x = as_float(pick(reconstructions, rows[part]))
+        y = as_float(pick(originals, positions[part])).to(x.device)
         values[part, 0] = psnr(x, y).cpu().numpy()
         if with_ssim:
             values[part, 1] = ssim(x, y).cpu().numpy()
     return values
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
-
-
-def _rgb(images: Tensor) -> Tensor:
-    images = images.clamp(0, 1).expand(-1, 3, -1, -1)
-    if min(images.shape[2:]) >= LPIPS_SIDE:
-        return images
-    return torch.nn.functional.interpolate(images, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bilinear").clamp(0, 1)
-
-
-def _torchmetrics() -> ModuleType:
-    """torchmetrics' image metrics, imported when first needed: it takes seconds, and imports torchvision."""
-    from torchmetrics.functional import image
-
-    return image
-
-
-def _check(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(
-            f"pairs of images are two (N, C, H, W) tensors alike, not {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    for images in (a, b):
-        if not images.is_floating_point():
-            raise ValueError(f"images must be float in [0, 1], not {images.dtype}; convert with ImageSet.float()")

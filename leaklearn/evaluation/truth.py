@@ -43,12 +43,9 @@ class Truth:
             )
 
     def attacked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every attacked image once: exact copies that one client used (in two rounds, or drew twice) count once.
+        """Client and position in ``images.flatten(0, 1)``, (A,) int64 each, of every attacked image, by client.
 
-        Returns
-        -------
-        clients, positions : ndarray
-            (A,) int64 each, sorted by client: whose image it is, and where it is in ``images.flatten(0, 1)``.
+        Exact copies that one client used (in two rounds, or drew twice) count once.
         """
         seen: set[tuple[int, bytes]] = set()
         kept = []

@@ -53,7 +53,7 @@ def equivalent_size(ladder: pd.DataFrame, accuracy: float) -> float:
     return exp(sizes[above - 1] + (accuracy - low) / (high - low) * (sizes[above] - sizes[above - 1]))
 
 
-def equivalent_sizes(ladder: pd.DataFrame, leaks: pd.DataFrame, level: float = 0.95) -> Interval:
+def equivalent_sizes(ladder: pd.DataFrame, leaks: pd.DataFrame) -> Interval:
     """Data-equivalent size over seeds, with its interval: the sizes that the measurements do not speak against.
 
     For each seed the difference between the leak's accuracy and that of n clean images is known for every n on the
@@ -68,8 +68,6 @@ def equivalent_sizes(ladder: pd.DataFrame, leaks: pd.DataFrame, level: float = 0
         Columns seed, images and accuracy (0..1), every seed with the same sizes.
     leaks
         Columns seed and accuracy, a row a seed.
-    level
-        Coverage, between 0 and 1.
 
     Returns
     -------
@@ -92,7 +90,7 @@ def equivalent_sizes(ladder: pd.DataFrame, leaks: pd.DataFrame, level: float = 0
     curves = [(*_rungs(ladder[ladder["seed"] == row.seed]), row.accuracy) for row in leaks.itertuples()]
     grid = np.linspace(min(c[0][0] for c in curves), max(c[0][-1] for c in curves), GRID)
     gaps = [accuracy - np.interp(grid, sizes, heights) for sizes, heights, accuracy in curves]
-    ends = [interval(column, level) for column in zip(*gaps, strict=True)]
+    ends = [interval(column) for column in zip(*gaps, strict=True)]
     better = [size for size, end in zip(grid, ends, strict=True) if end.low > 0]
     worse = [size for size, end in zip(grid, ends, strict=True) if end.high < 0]
     low, high = exp(max(better)) if better else 0.0, exp(min(worse)) if worse else inf

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from leaklearn.attacks.linear import QuantileBiases, RobbingTheFed, Spear, TrapWeights
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import Dataset
-from leaklearn.evaluation.expected import expected_leak_rate
+from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.evaluation.leakage import score
 from leaklearn.evaluation.truth import Truth
 from leaklearn.federated import Client, FedSGD, Payload, draw_batches, gather, make_clients, respond

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from leaklearn.data.images import Dataset
-from leaklearn.evaluation.perceptual import network_distances
+from leaklearn.evaluation.similarity import network_distances
 from leaklearn.evaluation.worth import equivalent_size, equivalent_sizes
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.federated import Client, make_clients

@@ -10,7 +10,7 @@ from typing import Any
 from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
-from leaklearn.evaluation.expected import expected_leak_rate, expected_leak_rate_fedavg
+from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.federated import FedAvg, FedSGD
 from leaklearn.federated.protocols import Protocol
 
@@ -99,7 +99,7 @@ class Setting:
         """
         bins, images = self.make_attack().neurons, self.images_per_client
         if self.attack == "loki" and self.protocol == "fedavg":
-            return expected_leak_rate_fedavg(bins, images, self.local_steps)
+            return expected_leak_rate(bins, images, self.local_steps)
         if self.attack == "trap_weights" or self.protocol == "fedavg":
             return nan
         crowd = self.clients if self.secure and self.attack != "loki" else 1

@@ -7,55 +7,31 @@ images that fall into them independently, that is a question about balls and bin
 from __future__ import annotations
 
 
-def expected_leak_rate(bins: int, images: int) -> float:
-    r"""Share of the images that one training step leaks.
+def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:
+    r"""Share of the images that leak, in one training step or, with several, in a round of FedAvg.
 
-    Whatever bin an image is in, each of the other N - 1 misses it with probability 1 - 1/n, independently, so
+    One step: whatever bin an image is in, each of the other N - 1 misses it with probability 1 - 1/n, independently, so
 
     .. math:: P(\text{leak}) = (1 - 1/n)^{N - 1}
 
     and by linearity this is the expected share of all N. With n = rN bins it tends to exp(-1/r): 77.9 % for r = 4
     (the published 77 % of Zhao et al., CVPR 2023, at N = 64).
 
-    Parameters
-    ----------
-    bins
-        n, bins of equal probability that cover the range.
-    images
-        N, images in the client's batch.
-
-    Returns
-    -------
-    float
-        0..1.
-
-    Raises
-    ------
-    ValueError
-        If a number is below 1.
-    """
-    _at_least_one(bins=bins, images=images)
-    return (1 - 1 / bins) ** (images - 1)
-
-
-def expected_leak_rate_fedavg(bins: int, images: int, local_steps: int) -> float:
-    r"""Share of the images that FedAvg with several local steps leaks, when a bin falls silent after its first use.
-
-    The N images are cut into T mini-batches of b = N / T. The first step that hits a bin pushes its neuron out of the
-    active band (LOKI's convolutional scaling factor), so what comes later leaves no trace in it. An image of step
-    t = 0, ..., T - 1 leaks when its bin was hit by none of the b t images before it and by none of the other b - 1
-    images of its own mini-batch; the later ones do not matter. Averaged over the steps,
+    Several steps, where a bin falls silent after its first use: the N images are cut into T mini-batches of b = N / T.
+    The first step that hits a bin pushes its neuron out of the active band (LOKI's convolutional scaling factor), so
+    what comes later leaves no trace in it. An image of step t = 0, ..., T - 1 leaks when its bin was hit by none of the
+    b t images before it and by none of the other b - 1 images of its own mini-batch. Averaged over the steps,
 
     .. math:: P(\text{leak}) = \frac{1}{T} \sum_{t=0}^{T-1} (1 - 1/n)^{b t + b - 1}
 
-    For T = 1 this is `expected_leak_rate`; more steps leak more (87.4 % instead of 77.9 % for T = 8, N = 64, n = 256).
+    More steps leak more (87.4 % instead of 77.9 % for T = 8, N = 64, n = 256).
 
     Parameters
     ----------
     bins
         n, bins of equal probability that cover the range.
     images
-        N, images that the client trains on in the round, each once.
+        N, images that the client uses, each once.
     local_steps
         T, a divisor of ``images``.
 
@@ -77,23 +53,11 @@ def expected_leak_rate_fedavg(bins: int, images: int, local_steps: int) -> float
 
 
 def expected_over_rounds(leak_rate: float, rounds: int) -> float:
-    """Share of the images that leak at least once in several rounds.
+    """Share of the images, 0..1, that leak at least once in k ``rounds``, if one leaks the share p = ``leak_rate``.
 
     If each round leaks an image with probability p independently of the others (the client's images are shuffled over
     its batches anew), the chance that it never leaks in k rounds is (1 - p)^k, so the share is 1 - (1 - p)^k. A client
     that sends the same batch again meets the same collisions, and leaks nothing new to the same bins.
-
-    Parameters
-    ----------
-    leak_rate
-        p, share leaked by one round, 0..1.
-    rounds
-        k, at least 1.
-
-    Returns
-    -------
-    float
-        0..1.
 
     Raises
     ------

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from leaklearn.evaluation import Truth, psnr, quality, reconstruction, ssim
+from leaklearn.evaluation import Truth, leakage, psnr, quality, ssim
 from leaklearn.leaks import Leak
 
 
@@ -48,7 +48,7 @@ def test_batched_groups_equal_client_by_client(monkeypatch):
     truth = truth_of(clients=5)
     leak, _ = leak_of(truth, noise=0.6)
     whole = quality(leak, truth)
-    monkeypatch.setattr(reconstruction, "TOGETHER", 1)
+    monkeypatch.setattr(leakage, "BLOCK", 1)
     assert quality(leak, truth).equals(whole)
     for client in range(5):
         alone = Truth(*(value[client : client + 1] for value in (truth.images, truth.labels, truth.clients)))
