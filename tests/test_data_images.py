@@ -49,6 +49,22 @@ def test_index_is_carried_through_repeated_selection():
     assert make()[torch.tensor([5, 3, 1])][1:].index.tolist() == [3, 1]
 
 
+def test_joining_puts_back_what_was_cut_and_keeps_order_repeats_and_index():
+    whole = make()
+    joined = ImageSet.join([whole[4:], whole[:1], whole[:0], whole[4:5]])
+    assert joined.index.tolist() == [4, 5, 0, 4]
+    assert torch.equal(joined.images, whole.images[[4, 5, 0, 4]])
+    assert torch.equal(joined.labels, whole.labels[[4, 5, 0, 4]])
+    assert joined.info is whole.info
+
+
+def test_joining_nothing_or_different_data_sets_is_refused():
+    with pytest.raises(ValueError, match="nothing to join"):
+        ImageSet.join([])
+    with pytest.raises(ValueError, match="toy and other cannot be joined"):
+        ImageSet.join([make(), make(info=replace(INFO, name="other"))])
+
+
 @pytest.mark.parametrize("which", [3, [0, 1], torch.tensor(2), torch.tensor([0.5])], ids=str)
 def test_other_ways_to_choose_are_refused(which):
     with pytest.raises(TypeError, match="choose images with"):

@@ -9,8 +9,7 @@ import torch
 from tiny import image_set
 
 from leaklearn.attacks import Loki
-from leaklearn.data.images import Dataset
-from leaklearn.data.pairs import pair_images
+from leaklearn.data.images import Dataset, pair_images
 from leaklearn.data.views import Views
 from leaklearn.experiments import label_matching, label_training
 from leaklearn.experiments.label_matching import MatchingCase, matching_cases, measure_matching

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +107,22 @@ class ImageSet:
     def __repr__(self) -> str:
         return f"ImageSet({self.info.name}: {len(self)} images {self.shape}, {self.num_classes} classes, {self.device})"
 
+    @classmethod
+    def join(cls, parts: Sequence[ImageSet]) -> ImageSet:
+        """All images of several sets of one data set, in order; repeats are kept, and ``index`` with them.
+
+        Raises
+        ------
+        ValueError
+            If no set is given, or they are of different data sets.
+        """
+        if not parts:
+            raise ValueError("nothing to join: no image set given")
+        if odd := [part.info.name for part in parts if part.info != parts[0].info]:
+            raise ValueError(f"image sets of {parts[0].info.name} and {odd[0]} cannot be joined: not one data set")
+        joined = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "index"))
+        return cls(*joined, parts[0].info)
+
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set on another device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.index.to(device), self.info)
@@ -175,3 +192,33 @@ class Dataset:
     def num_classes(self) -> int:
         """Number of classes."""
         return self.info.num_classes
+
+
+def pair_images(data: Dataset, seed: int = 0) -> Dataset:
+    """A data set of pairs: each image beside another one of the same set, the label being both.
+
+    Each image is on the left once and on the right once, so there are as many pairs as images. With C classes, label
+    a * C + b says class a on the left and b on the right. It is for measuring what many classes do to an attack: real
+    pixels and C^2 classes without another data set. The name of the data set says what it is.
+
+    Parameters
+    ----------
+    data
+        Training and test images.
+    seed
+        Of the pairing.
+    """
+    classes = tuple(f"{left} {right}" for left in data.classes for right in data.classes)
+    channels, height, width = data.shape
+    info = replace(data.info, name=f"{data.name}-pairs", classes=classes, shape=(channels, height, 2 * width))
+    return Dataset(_paired(data.train, info, seed), _paired(data.test, info, seed + 1))
+
+
+def _paired(images: ImageSet, info: DataInfo, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator).to(images.device)
+    left, right = images, images[order]
+    labels = left.labels * images.num_classes + right.labels
+    return ImageSet(
+        torch.cat([left.images, right.images], 3), labels, torch.arange(len(images)).to(labels.device), info
+    )

@@ -9,9 +9,8 @@ from math import nan
 import torch
 from torch import Tensor
 
-from leaklearn.data.equal_sizes import equal_partition
 from leaklearn.data.images import ImageSet
-from leaklearn.data.partition import partition
+from leaklearn.data.partition import equal_partition, partition
 from leaklearn.federated import Client
 
 
