@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from leaklearn.data.randaugment import OPERATIONS, rand_augment
-from leaklearn.data.views import Views, colour_jitter, resized_crop, shift_hue
+from leaklearn.data.views import OPERATIONS, Views, colour_jitter, rand_augment, resized_crop, shift_hue
 
 import torchvision.transforms.v2.functional as tv  # isort: skip
 
