@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from leaklearn import cli
-from leaklearn.data import catalogue, describe, load, mnist5k
-from leaklearn.data.selection import choose, stratified
+from leaklearn.data import catalogue, describe, load, readers
+from leaklearn.data.splits import choose, stratified
 
 
 @pytest.fixture(autouse=True)
@@ -138,13 +138,13 @@ def test_an_empty_folder_is_one_line_that_says_how_to_get_the_data(name, tmp_pat
 
 def damage(change):
     """mnist5k's file with its text changed."""
-    return gzip.compress(change(gzip.decompress(mnist5k.path().read_bytes())), compresslevel=1)
+    return gzip.compress(change(gzip.decompress(readers.mnist5k_file().read_bytes())), compresslevel=1)
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        lambda: mnist5k.path().read_bytes()[:100_000],
+        lambda: readers.mnist5k_file().read_bytes()[:100_000],
         lambda: damage(lambda text: text[:-1000]),
         lambda: damage(lambda text: text.replace(b"255", b"254", 1)),
         lambda: damage(lambda text: text.replace(b"255", b"2x5", 1)),
@@ -156,7 +156,7 @@ def damage(change):
 def test_a_damaged_mnist5k_is_named_with_the_way_out(content, tmp_path, monkeypatch):
     file = tmp_path / "mnist_5k.csv.gz"
     file.write_bytes(content())
-    monkeypatch.setattr(mnist5k, "path", lambda: file)
+    monkeypatch.setattr(readers, "mnist5k_file", lambda: file)
     with pytest.raises(RuntimeError, match=rf"{file} is damaged.*pip install --force-reinstall"):
         load("mnist5k")
 
@@ -165,7 +165,7 @@ def test_describe_without_a_folder_has_only_the_embedded_one():
     rows = {row.name: row for row in describe()}
     assert list(rows) == list(catalogue.CATALOGUE)
     assert [name for name, row in rows.items() if row.present] == ["mnist5k"]
-    assert rows["mnist5k"].where == str(mnist5k.path())
+    assert rows["mnist5k"].where == str(readers.mnist5k_file())
     assert (rows["cifar10"].images, rows["cifar10"].shape, rows["cifar10"].classes) == (60_000, (3, 32, 32), 10)
     assert all(row.how for row in rows.values())
 

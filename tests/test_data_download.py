@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from leaklearn.data import cifar, download, load
+from leaklearn.data import download, load, readers
 
 from torchvision import datasets  # isort: skip  (after leaklearn, which makes it importable)
 
@@ -28,9 +28,9 @@ from torchvision import datasets  # isort: skip  (after leaklearn, which makes i
 def batches(monkeypatch):
     """The files of a tiny CIFAR-10, whose checksums are made the expected ones."""
     files = {}
-    for number, name in enumerate(cifar.MD5):
+    for number, name in enumerate(readers.CIFAR10.md5):
         files[name] = pickle.dumps({b"data": np.full((2, 3072), number, np.uint8), b"labels": [0, number]})
-        monkeypatch.setitem(cifar.MD5, name, hashlib.md5(files[name]).hexdigest())
+        monkeypatch.setitem(readers.CIFAR10.md5, name, hashlib.md5(files[name]).hexdigest())
     return files
 
 

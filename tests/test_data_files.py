@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from leaklearn.data import catalogue, cifar, idx, load
+from leaklearn.data import catalogue, load, readers
 
 ROOT = os.environ.get(catalogue.VARIABLE, "")
 
@@ -20,16 +20,15 @@ def mnist(tmp_path, monkeypatch):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     rng = np.random.default_rng(0)
-    digests, arrays = [], []
-    for name, count in zip(idx.FILES, (20, 20, 10, 10), strict=True):
+    arrays = []
+    for name, count in zip(readers.MNIST.sha256, (20, 20, 10, 10), strict=True):
         images = "images" in name
         array = rng.integers(0, 256, (count, 28, 28), np.uint8) if images else np.arange(count, dtype=np.uint8) % 10
         head = [0x800 | array.ndim, *array.shape]  # type 8, unsigned byte, and the number of dimensions
         content = b"".join(number.to_bytes(4, "big") for number in head) + array.tobytes()
         (raw / f"{name}.gz").write_bytes(gzip.compress(content))
-        digests.append(hashlib.sha256(content).hexdigest())
+        monkeypatch.setitem(readers.MNIST.sha256, name, hashlib.sha256(content).hexdigest())
         arrays.append(torch.from_numpy(array))
-    monkeypatch.setitem(idx.SHA256, "MNIST/raw", tuple(digests))
     return tmp_path, arrays
 
 
@@ -40,12 +39,12 @@ def cifar10(tmp_path, monkeypatch):
     base.mkdir()
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (24, 3072), np.uint8), rng.integers(0, 10, 24)
-    for number, name in enumerate(cifar.MD5):
+    for number, name in enumerate(readers.CIFAR10.md5):
         part = slice(4 * number, 4 * number + 4)
         batch = {b"data": images[part], b"labels": labels[part].tolist()}
         content = pickle.dumps(batch, protocol=2)
         (base / name).write_bytes(content)
-        monkeypatch.setitem(cifar.MD5, name, hashlib.md5(content).hexdigest())
+        monkeypatch.setitem(readers.CIFAR10.md5, name, hashlib.md5(content).hexdigest())
     return tmp_path, torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels)
 
 
@@ -93,7 +92,7 @@ def test_the_images_can_be_changed_without_a_warning(mnist, recwarn):
 
 @pytest.mark.parametrize("how", ["truncated", "one bit", "empty"])
 @pytest.mark.parametrize("unpacked", [False, True])
-@pytest.mark.parametrize("name", idx.FILES)
+@pytest.mark.parametrize("name", readers.MNIST.sha256)
 def test_a_damaged_mnist_file_is_named(mnist, name, unpacked, how):
     root, _ = mnist
     if unpacked:
@@ -151,11 +150,11 @@ def test_folders_checksums_and_class_names_are_those_of_torchvision():
 
     from torchvision.datasets import CIFAR10, MNIST, FashionMNIST  # isort: skip
 
-    assert [*map(tuple, CIFAR10.train_list + CIFAR10.test_list)] == [*cifar.MD5.items()]
+    assert [*map(tuple, CIFAR10.train_list + CIFAR10.test_list)] == [*readers.CIFAR10.md5.items()]
     assert catalogue.entry("cifar10").folder == CIFAR10.base_folder
     assert catalogue.entry("fashion_mnist").classes == tuple(FashionMNIST.classes)
-    for source in (MNIST, FashionMNIST):
-        assert [f"{name}.gz" for name in idx.FILES] == [name for name, _ in source.resources]
+    for source, reader in ((MNIST, readers.MNIST), (FashionMNIST, readers.FASHION_MNIST)):
+        assert [f"{name}.gz" for name in reader.sha256] == [name for name, _ in source.resources]
 
 
 # What is published: images of each class in train and test, and the mean and standard deviation of the training pixels
@@ -169,8 +168,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_the_real_data_set(name):
     entry = catalogue.entry(name)
-    module = cifar if name == "cifar10" else idx
-    if not ROOT or module.missing(catalogue.data_folder(ROOT, name), entry.folder):
+    if not ROOT or entry.reader.missing(catalogue.data_folder(ROOT, name) / entry.folder):
         pytest.skip(f"{name} is not under ${catalogue.VARIABLE}")
     data = load(name, ROOT, download=False)
     assert len(data.train) == entry.train
@@ -188,7 +186,7 @@ def test_the_real_data_set(name):
 
 
 def test_mnist5k_is_part_of_the_real_training_images_with_their_labels():
-    if not ROOT or idx.missing(catalogue.data_folder(ROOT, "mnist"), "MNIST/raw"):
+    if not ROOT or readers.MNIST.missing(catalogue.data_folder(ROOT, "mnist") / "MNIST/raw"):
         pytest.skip(f"mnist is not under ${catalogue.VARIABLE}")
     whole, small = load("mnist", ROOT, download=False).train, load("mnist5k")
     label = {image.numpy().tobytes(): int(value) for image, value in zip(whole.images, whole.labels, strict=True)}

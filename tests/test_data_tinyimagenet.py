@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from leaklearn.data import jpeg, load, tinyimagenet
+from leaklearn.data import load, tinyimagenet
 from leaklearn.paths import Paths
 
 WNIDS = ("n01", "n02", "n03")
@@ -56,13 +56,13 @@ EXPECTED_VAL = [(8 * label + i + TRAIN, label) for label in range(3) for i in ra
 
 def counting(monkeypatch):
     """How many images each call decodes."""
-    calls, decode = [], jpeg.decode
+    calls, decode = [], tinyimagenet.decode
 
     def counted(files, *rest, **settings):
         calls.append(len(files))
         return decode(files, *rest, **settings)
 
-    monkeypatch.setattr(jpeg, "decode", counted)
+    monkeypatch.setattr(tinyimagenet, "decode", counted)
     return calls
 
 
@@ -190,7 +190,7 @@ def test_half_a_copy_of_a_killed_process_is_removed(root):
 
 
 def test_nowhere_to_keep_a_copy_is_no_error(root, monkeypatch):
-    monkeypatch.setattr(jpeg, "keep", lambda *whatever: False)
+    monkeypatch.setattr(tinyimagenet, "keep", lambda *whatever: False)
     assert numbers(load("tinyimagenet", root).train) == EXPECTED_TRAIN
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from leaklearn import cli
-from leaklearn.data import download, jpeg, load
+from leaklearn.data import download, load, tinyimagenet
 from leaklearn.files import remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.leaks import Leak
 from leaklearn.paths import Paths
@@ -99,7 +99,7 @@ def test_a_real_full_disk(small):
         with pytest.raises(OSError, match=rf"No space left on device: '{small}/(a.bin|leak.safetensors)'"):
             write()
         assert names(small) == []
-    assert jpeg.keep(np.zeros((200, 3, 64, 64), np.uint8), small / "decoded", "source") is False
+    assert tinyimagenet.keep(np.zeros((200, 3, 64, 64), np.uint8), small / "decoded", "source") is False
     assert names(small) == []
     leak(20).save(small / "leak")
     assert len(Leak.load(small / "leak")) == 20

@@ -13,7 +13,7 @@ from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.attacks.labels.counts import nearest_counts, on_simplex, solve_counts
 from leaklearn.attacks.labels.restoration import from_probabilities
 from leaklearn.attacks.labels.systems import solve_system
-from leaklearn.data.datasets import load
+from leaklearn.data import load
 from leaklearn.experiments.labels import label_accuracy, restoration_table
 from leaklearn.federated import FedAvg, FedSGD, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.models import build

@@ -4,7 +4,7 @@ Nothing here knows about federation or attacks; every other part of the package 
 """
 
 from leaklearn.data.augment import augment
-from leaklearn.data.datasets import describe, load
+from leaklearn.data.catalogue import describe, load
 from leaklearn.data.images import DataInfo, Dataset, ImageSet
 from leaklearn.data.partition import partition
 

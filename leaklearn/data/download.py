@@ -69,10 +69,8 @@ def fetch(name: str, root: Path, folder: str) -> None:
     ----------
     name : str
         One of `DOWNLOADABLE`.
-    root : Path
-        The data folder; it has to exist.
-    folder : str
-        Where torchvision puts this data set inside it.
+    root, folder : Path, str
+        The data folder, which has to exist, and where torchvision puts this data set inside it.
 
     Raises
     ------

@@ -1,23 +1,41 @@
-"""Choosing images by class: the first classes only, and random parts that keep the class balance."""
+"""What a reader hands over, the labels of a split and its pixels on demand; and choosing images by class."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
+
+RELOAD = "delete it and load again, or put a good copy in its place"
+
+
+class Split(NamedTuple):
+    """Training or test images before any are chosen.
+
+    ``labels`` is (N,) int64. ``pixels`` takes positions, (M,) int64 and increasing, and gives (M, C, H, W) uint8: a
+    data set of many files decodes only the images that are asked for.
+    """
+
+    labels: np.ndarray
+    pixels: Callable[[np.ndarray], np.ndarray]
+
+
+def damaged(file: Path, why: str, way_out: str = RELOAD) -> RuntimeError:
+    """The error for a file that is not what was published, in one line with the way out."""
+    return RuntimeError(f"{file} is damaged ({why}): {way_out}")
 
 
 def choose(labels: np.ndarray, classes: int, size: int | None, seed: int, *, what: str) -> np.ndarray:
-    """Positions of at most ``size`` images of the first ``classes`` classes, each class with its share.
+    """Positions of ``size`` images (None: all) of the first ``classes`` classes, each class with its share.
 
     Parameters
     ----------
     labels : ndarray
         (N,) int, label of each image.
-    classes : int
-        Images with this label or a higher one are left out.
-    size : int or None
-        How many images, None for all.
-    seed : int
-        Decides which images a smaller size keeps.
+    classes, size, seed : int
+        Images with this label or a higher one are left out; how many of the others are kept, and which.
     what : str
         What ``size`` is called in an error.
 
@@ -40,22 +58,7 @@ def choose(labels: np.ndarray, classes: int, size: int | None, seed: int, *, wha
 
 
 def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Positions of a random part of the images in which every class keeps its share to within one image.
-
-    Parameters
-    ----------
-    labels : ndarray
-        (N,) int, label of each image.
-    size : int
-        How many to choose, 0..N.
-    seed : int
-        The same seed gives the same part.
-
-    Returns
-    -------
-    ndarray
-        (size,) int64, increasing.
-    """
+    """Positions of ``size`` random images, increasing; every class keeps its share to within one image."""
     rng = np.random.default_rng(seed)
     _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
     share = counts * size / max(len(labels), 1)
