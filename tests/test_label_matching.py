@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from leaklearn.attacks import Loki, match_labels
 from leaklearn.attacks.labels.arrangement import arrange
 from leaklearn.attacks.labels.bin_scan import observed, scan
-from leaklearn.attacks.labels.counting import assign, balance
+from leaklearn.attacks.labels.class_counts import assign, balance
 from leaklearn.attacks.labels.likelihood import log_likelihood, posterior
 from leaklearn.attacks.labels.norms import coupling, sent_statistics
 from leaklearn.attacks.labels.regression import label_share, smoothed

@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from leaklearn.attacks.labels import METHODS, restore_labels
-from leaklearn.attacks.labels.counts import nearest_counts, on_simplex, solve_counts
-from leaklearn.attacks.labels.restoration import from_probabilities
-from leaklearn.attacks.labels.systems import solve_system
+from leaklearn.attacks.labels.class_counts import nearest_counts, on_simplex, solve_counts
+from leaklearn.attacks.labels.restoration import solve_system
 from leaklearn.data import load
 from leaklearn.experiments.labels import label_accuracy, restoration_table
 from leaklearn.federated import FedAvg, FedSGD, Payload, Updates, draw_batches, gather, make_clients, respond
@@ -91,7 +90,7 @@ def test_known_outputs_give_exact_counts():
     logits.requires_grad_()
     (gradient,) = torch.autograd.grad(5 * cross_entropy(logits.flatten(0, 1), labels.flatten()), logits)
     truth, outputs = one_hot(labels, 7).sum(1), logits.detach().softmax(2)
-    assert torch.equal(from_probabilities(gradient.sum(1), outputs.mean(1), 40), truth)
+    assert torch.equal(nearest_counts(40 * (outputs.mean(1) - gradient.sum(1)), 40), truth)
     # and when the mean outputs of each class are known, the system has the true counts as its solution
     member = one_hot(labels, 7).double()
     by_class = (member.mT @ outputs) / truth.unsqueeze(2)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from leaklearn.attacks import match_labels
-from leaklearn.attacks.labels.evidence import head_prefix
+from leaklearn.attacks.labels.last_layer import head_prefix
 from leaklearn.data.images import ImageSet
 from leaklearn.evaluation import LeakScore, Truth, score
 from leaklearn.experiments.collisions import alone, brightness, class_masses, expected_by_labels, normal_edges

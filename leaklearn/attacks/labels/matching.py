@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.labels.arrangement import Groups, arrange
-from leaklearn.attacks.labels.counting import assign, balance
-from leaklearn.attacks.labels.evidence import head_prefix
+from leaklearn.attacks.labels.class_counts import assign, balance
+from leaklearn.attacks.labels.last_layer import head_prefix
 from leaklearn.attacks.labels.norms import LEAKED, SENT
 from leaklearn.attacks.labels.weighing import LabelEvidence, weigh
 from leaklearn.attacks.linear.blocks import LeakyNetwork

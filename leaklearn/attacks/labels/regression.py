@@ -28,7 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.labels.counts import on_simplex
+from leaklearn.attacks.labels.class_counts import on_simplex
 from leaklearn.attacks.labels.likelihood import log_likelihood
 
 # Ridges tried, in units of the mean squared length of a feature vector.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from leaklearn.attacks.labels.arrangement import Groups
 from leaklearn.attacks.labels.bin_scan import observed, scan
-from leaklearn.attacks.labels.counts import nearest_counts
-from leaklearn.attacks.labels.evidence import head_prefix
+from leaklearn.attacks.labels.class_counts import nearest_counts
+from leaklearn.attacks.labels.last_layer import head_prefix
 from leaklearn.attacks.labels.likelihood import log_likelihood, posterior
 from leaklearn.attacks.labels.regression import label_share, regress, smoothed
 from leaklearn.attacks.labels.replay import replay
