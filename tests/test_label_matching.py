@@ -11,14 +11,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from leaklearn.attacks import Loki, match_labels
-from leaklearn.attacks.labels.arrangement import arrange
+from leaklearn.attacks.labels.batch_norm import coupling, sent_statistics
 from leaklearn.attacks.labels.bin_scan import observed, scan
 from leaklearn.attacks.labels.class_counts import assign, balance
 from leaklearn.attacks.labels.likelihood import log_likelihood, posterior
-from leaklearn.attacks.labels.norms import coupling, sent_statistics
+from leaklearn.attacks.labels.matching import weigh
 from leaklearn.attacks.labels.regression import label_share, smoothed
-from leaklearn.attacks.labels.replay import replay
-from leaklearn.attacks.labels.weighing import weigh
+from leaklearn.attacks.labels.replay import by_client, replay
 from leaklearn.attacks.linear.blocks import LeakyNetwork, with_skip
 from leaklearn.data import load
 from leaklearn.evaluation.leakage import score
@@ -66,11 +65,11 @@ def test_every_candidate_is_what_autograd_gives(mnist):
     setting = Setting("robbing_the_fed_bounded", clients=1, images_per_client=16)
     for skip in (False, True):
         payload, updates, leak, _ = attacked(setting, mnist, norm="group", skip=skip, dtype=torch.float64)
-        groups = arrange(payload, updates, leak, eight_bit=True)
-        found = replay(payload, updates, groups.rows, groups.images, groups.present, groups.neurons)
-        distances, _ = scan(torch.zeros_like(groups.present, dtype=torch.float64), groups.present.double(), [found])
+        leaked = by_client(payload, updates, leak)
+        found = replay(payload, updates, leaked)
+        distances, _ = scan(torch.zeros_like(leaked.present, dtype=torch.float64), leaked.present.double(), [found])
         model = payload.model.double()
-        images, neurons = groups.images[0], groups.neurons[0]
+        images, neurons = leaked.images[0], leaked.neurons[0]
         for label in range(10):
             fc1 = model.block.fc1(images.flatten(1)).detach().requires_grad_()
             seen = model.connect(images, model.block.fc2(fc1.clamp(0, 1)).relu().view_as(images))
@@ -87,19 +86,17 @@ def test_batch_norm_in_train_mode_is_seen_through(mnist, skip):
     setting = Setting("robbing_the_fed_bounded", clients=2, images_per_client=16)
     payload, updates, leak, truth = attacked(setting, mnist, skip=skip, dtype=torch.float64)
     assert len(leak) < 32
-    groups = arrange(payload, updates, leak, eight_bit=True)
-    found = replay(payload, updates, groups.rows, groups.images, groups.present, groups.neurons)
-    slope, rounding = observed(payload, updates, groups.rows, groups.images, groups.neurons)
+    leaked = by_client(payload, updates, leak)
+    found = replay(payload, updates, leaked)
+    slope, rounding = observed(payload, updates, leaked)
     distances, _ = scan(slope, rounding, [found])
-    own = distances[..., 0].gather(2, truth[groups.index].clamp_min(0).unsqueeze(2)).squeeze(2)
-    assert own[groups.present & (truth[groups.index] >= 0)].sqrt().max() < 1e-5  # of the candidates' spread
+    own = distances[..., 0].gather(2, truth[leaked.index].clamp_min(0).unsqueeze(2)).squeeze(2)
+    assert own[leaked.present & (truth[leaked.index] >= 0)].sqrt().max() < 1e-5  # of the candidates' spread
     # Without the coupling, or with statistics of the leaked images, it would be a tenth of it.
     for about in ({"pull": torch.zeros_like(found.pull)}, None):
-        other = replace(found, **about) if about else replay(
-            payload, updates, groups.rows, groups.images, groups.present, groups.neurons, statistics="leaked"
-        )  # fmt: skip
-        off = scan(slope, rounding, [other])[0][..., 0].gather(2, truth[groups.index].clamp_min(0).unsqueeze(2))
-        assert off.squeeze(2)[groups.present].sqrt().median() > 0.01
+        other = replace(found, **about) if about else replay(payload, updates, leaked, statistics="leaked")
+        off = scan(slope, rounding, [other])[0][..., 0].gather(2, truth[leaked.index].clamp_min(0).unsqueeze(2))
+        assert off.squeeze(2)[leaked.present].sqrt().median() > 0.01
 
 
 def test_sent_statistics_and_coupling_are_the_batchs_own(mnist):
@@ -272,10 +269,8 @@ def test_without_the_buffers_regression_holds_and_confidence_says_what_does_not(
     scanned = match_labels(payload, bare, leak, method="bin_scan")
     assert 0.3 < right(scanned, truth) < 0.9  # it needs the batch's statistics
     assert scanned.label_confidence.mean() == pytest.approx(right(scanned, truth), abs=0.15)
-    sure = match_labels(payload, bare, leak, method="bin_scan", minimum_confidence=0.9)
-    kept = sure.labels >= 0
-    assert torch.equal(kept, scanned.label_confidence >= 0.9)
-    assert (sure.labels == truth)[kept].float().mean() > right(scanned, truth) + 0.1
+    sure = scanned.label_confidence >= 0.9
+    assert (scanned.labels == truth)[sure].float().mean() > right(scanned, truth) + 0.1
 
 
 def test_restored_counts(four):
@@ -283,8 +278,8 @@ def test_restored_counts(four):
     clients = make_clients(load("mnist5k").train, 62)[:4]
     _, labels = gather(clients, draw_batches(clients, FedSGD(64), 0).flat)
     counts = one_hot(labels, 10).sum(1)
-    groups = arrange(payload, updates, leak, eight_bit=True)
-    evidence = weigh(payload, updates, groups, method="regression", statistics="sent")
+    leaked = by_client(payload, updates, leak)
+    evidence = weigh(payload, updates, leaked, method="regression", statistics="sent")
     assert (evidence.counts.sum(1) == 64).all()
     assert torch.minimum(evidence.counts, counts).sum() >= 0.97 * 4 * 64
     found = match_labels(payload, updates, leak, counts="restore")
@@ -375,8 +370,6 @@ def test_bad_input_is_refused(four):
     payload, updates, leak, _ = four
     cases = [
         ({"method": "best"}, "unknown method 'best'"),
-        ({"statistics": "true"}, "unknown statistics 'true'"),
-        ({"minimum_confidence": 1.5}, "minimum_confidence is 1.5"),
         ({"repeats": 5}, "repeats is 5"),
         ({"counts": "guess"}, "counts is 'guess'"),
         ({"counts": torch.zeros(3, 10, dtype=torch.int64)}, "of 4 clients and 10 classes"),

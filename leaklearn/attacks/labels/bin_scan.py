@@ -10,7 +10,7 @@ takes no bias gradient, which secure aggregation sums over clients and which rou
 It also owns the model and computes the right-hand side for each label y: C values on a line, of which the one nearest
 to what was seen is the image's label. As p - y is linear in y one derivative of the logits serves them all, and as all
 neurons of an image get the same dL/da, one direction serves all neurons. ``pull`` is the part that goes through the
-statistics of batch norm (`norms`); it is 0 without batch norm.
+statistics of batch norm (`batch_norm`); it is 0 without batch norm.
 
 FedAvg: a bin fires at one step only, but it is not known at which. The values are computed at several places on the way
 of the weights, and each label may lie at any of them.
@@ -21,76 +21,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.labels.replay import Replay
+from leaklearn.attacks.labels.last_layer import gradient_scale
+from leaklearn.attacks.labels.replay import ClientImages, Replay, block_inputs
 from leaklearn.attacks.linear.blocks import LeakyBlock
 from leaklearn.federated.exchange import Payload, Updates
 
 
-def observed(
-    payload: Payload, updates: Updates, rows: Tensor, images: Tensor, neurons: Tensor
-) -> tuple[Tensor, Tensor]:
-    """B dL/da of each image's own neuron, and the standard deviation of its rounding error.
-
-    Parameters
-    ----------
-    payload, updates
-        What was sent and what came back.
-    rows
-        (K,) int64: each client's row in the updates.
-    images
-        (K, M, C, H, W) in [0, 1].
-    neurons
-        (K, M) int64.
-
-    Returns
-    -------
-    tuple of Tensor
-        (K, M) float64 each.
-    """
+def observed(payload: Payload, updates: Updates, leaked: ClientImages) -> tuple[Tensor, Tensor]:
+    """B dL/da of each image's own neuron, and the standard deviation of its rounding error; (K, M) float64 each."""
     block: LeakyBlock = payload.model.block
-    change = updates.tensors["block.fc1.weight"]
-    row = rows.unsqueeze(1).expand_as(neurons)
+    change, neurons = updates.tensors["block.fc1.weight"], leaked.neurons
+    row = leaked.rows.unsqueeze(1).expand_as(neurons)
     step = change[row, neurons]
     largest = step.abs().amax(2)
     if not block.bounded and block.notes[1] is not None:  # ReLU bins: less the upper neighbour, but for the last
         above = change[row, (neurons + 1).clamp_max(change.shape[1] - 1)]
         step = torch.where((neurons + 1 < change.shape[1]).unsqueeze(2), step - above, step)
-    protocol = updates.protocol
-    scale = float(protocol.batch_size)
-    if updates.kind == "delta":
-        scale = -scale / protocol.lr
+    if updates.kind == "delta":  # the weights are rounded too, of which a change is the difference
         largest = largest + payload.parameters["block.fc1.weight"].abs().amax(1)[neurons]
-    weight = None if block.conv is None else payload.parameters["block.conv.weight"]
-    inputs = block_inputs(block, weight, images)
-    length = (inputs.double() ** 2).sum(2).clamp_min(1e-300)
-    slope = scale * (step.double() * inputs.double()).sum(2) / length
+    scale = updates.protocol.images_per_client * gradient_scale(updates)
+    inputs = block_inputs(payload, leaked.images.flatten(0, 1)).unflatten(0, neurons.shape).double()
+    length = (inputs**2).sum(2).clamp_min(1e-300)
+    slope = scale * (step.double() * inputs).sum(2) / length
     # Every entry of dW is off by about its own rounding; one of the directions that these errors take is that of x.
     roundoff = torch.finfo(change.dtype).eps / 2
     return slope, abs(scale) * roundoff * largest.double() / length.sqrt()
 
 
-def block_inputs(block: LeakyBlock, weight: Tensor | None, images: Tensor) -> Tensor:
-    """fc1's inputs of (K, M, C, H, W) images, (K, M, d), the convolution's weights being those sent."""
-    flat = images.flatten(0, 1)
-    mapped = flat if weight is None else torch.nn.functional.conv2d(flat, weight, padding=1).relu()
-    return mapped.flatten(1).unflatten(0, images.shape[:2])
-
-
 def scan(slope: Tensor, rounding: Tensor, places: list[Replay]) -> tuple[Tensor, Tensor]:
-    """Squared distances of what was seen from what each label would give.
+    """Squared distances of what was seen (`observed`) from what each label would give at S places of the weights' way.
 
-    Parameters
-    ----------
-    slope, rounding
-        From `observed`.
-    places
-        The model's own values at S places on the way of the weights.
-
-    Returns
-    -------
-    tuple of Tensor
-        (K, M, C, S) in units of the spread of an image's candidates, squared, and the rounding error (K, M) in these
-        units.
+    Returns (K, M, C, S), in units of the spread of an image's candidates, squared, and the rounding error (K, M) in
+    these units.
     """
     middle = places[len(places) // 2].slopes.double()
     unit = middle.std(2).clamp_min(1e-300)

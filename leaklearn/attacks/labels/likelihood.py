@@ -33,8 +33,8 @@ def log_likelihood(
     dimensions: int,
     prior: Tensor,
     *,
-    floor: Tensor | None = None,
-    shape: Tensor | None = None,
+    floor: Tensor | float = 0.0,
+    shape: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Logarithm of how likely each label is.
 
@@ -64,8 +64,7 @@ def log_likelihood(
     if squares.ndim == 3:
         squares = squares.unsqueeze(3)
     zeros = squares.new_zeros(squares.shape[:2])
-    known = zeros if floor is None else floor.double()
-    shape = zeros + 1 if shape is None else shape.double()
+    known, shape = zeros + floor, zeros + shape
     weights = prior.double().clamp_min(1e-12).log().unsqueeze(1)
     uniform = zeros.new_tensor(math.log(OUTLIERS) - dimensions * math.log(EXTENT))
     best = squares.new_full((len(squares),), -math.inf)

@@ -1,25 +1,34 @@
-"""Which leaked image has which label: one call for all rules of label matching."""
+"""Which leaked image has which label: weigh each label of each image by what the update says, then decide.
+
+Linear layer leakage gives images without labels. But their labels are in the same update: in the gradient of the last
+layer (`regression`) and in that of each image's own neuron (`bin_scan`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.labels.arrangement import Groups, arrange
-from leaklearn.attacks.labels.class_counts import assign, balance
-from leaklearn.attacks.labels.last_layer import head_prefix
-from leaklearn.attacks.labels.norms import LEAKED, SENT
-from leaklearn.attacks.labels.weighing import LabelEvidence, weigh
+from leaklearn.attacks.labels.batch_norm import LEAKED, SENT
+from leaklearn.attacks.labels.bin_scan import observed, scan
+from leaklearn.attacks.labels.class_counts import assign, balance, nearest_counts
+from leaklearn.attacks.labels.last_layer import gradient_scale, head_prefix
+from leaklearn.attacks.labels.likelihood import log_likelihood, posterior
+from leaklearn.attacks.labels.regression import label_share, regress, smoothed
+from leaklearn.attacks.labels.replay import ClientImages, by_client, replay
 from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
 MATCHERS = ("regression", "bin_scan", "combined", "auto")
 WITH_COUNTS = "+counts"
-STATISTICS = (SENT, LEAKED, "auto")
+CLIENTS_AT_ONCE = 64
+# Images that are regressed on together, at most: the work grows with the cube, and past the width of the last layer
+# there are more unknowns than equations.
+REGRESSED_AT_ONCE = 4096
 
 
 def match_labels(
@@ -29,15 +38,12 @@ def match_labels(
     *,
     method: str = "auto",
     counts: Tensor | str | None = None,
-    minimum_confidence: float = 0.0,
-    statistics: str = "auto",
     repeats: int = 1,
-    eight_bit: bool = True,
 ) -> Leak:
     """Give each leaked image the label that the update says it has.
 
-    Linear layer leakage gives images without labels. But their labels are in the same update: in the gradient of the
-    last layer (`regression`) and in that of each image's own neuron (`bin_scan`).
+    Batch norm's statistics, in train mode, are those that came back with the updates; where none came, or only a sum
+    over clients, those of the leaked images.
 
     Parameters
     ----------
@@ -55,17 +61,10 @@ def match_labels(
         where more images leaked than it can tell apart.
     counts
         (K, C) int64 images of each class behind each update, where the attacker knows them; ``"restore"`` to restore
-        them from the last layer's bias gradient, with the leaked images' outputs for the batch's (`from_probabilities`;
-        not where a sum over clients is to be told apart); None to go without. They matter where labels are ambiguous.
-    minimum_confidence
-        Labels that are less sure than this are -1.
-    statistics
-        Batch norm's, in train mode: ``"sent"``: those that came back with the updates; ``"leaked"``: those of the
-        leaked images; ``"auto"``: sent where there are any, but leaked for a sum over clients.
+        them from the last layer's bias gradient, with the leaked images' outputs for the batch's (not where a sum over
+        clients is to be told apart); None to go without. They matter where labels are ambiguous.
     repeats
         Passes over the same images in the round (local epochs).
-    eight_bit
-        Whether images are stored with 8 bits, so that a leaked one can be rounded to what it was.
 
     Returns
     -------
@@ -81,10 +80,8 @@ def match_labels(
         For an unknown method, counts that do not fit, a leak of other clients or of several rounds, a model or updates
         that the method cannot work with.
     """
-    settings = {"counts": counts, "minimum_confidence": minimum_confidence, "statistics": statistics}
-    settings |= {"repeats": repeats, "eight_bit": eight_bit}
     name = method if counts is None else method + WITH_COUNTS
-    return match_by_each(payload, updates, leak, [name], **settings)[name]
+    return match_by_each(payload, updates, leak, [name], counts=counts, repeats=repeats)[name]
 
 
 def match_by_each(
@@ -94,10 +91,7 @@ def match_by_each(
     methods: Sequence[str],
     *,
     counts: Tensor | str | None = None,
-    minimum_confidence: float = 0.0,
-    statistics: str = "auto",
     repeats: int = 1,
-    eight_bit: bool = True,
 ) -> dict[str, Leak]:
     """`match_labels` by several methods, in little more time than by one; by name of the method.
 
@@ -105,53 +99,125 @@ def match_by_each(
     """
     if counts is None and any(name.endswith(WITH_COUNTS) for name in methods):
         raise ValueError(f"{list(methods)} are to use counts; give them, or counts='restore'")
-    bare = {name: name.removesuffix(WITH_COUNTS) for name in methods}
-    meant = {n: _check(payload, updates, leak, m, statistics, minimum_confidence, repeats) for n, m in bare.items()}
-    if statistics == "auto":
-        statistics = LEAKED if updates.summed or not updates.buffers else SENT
-    about = {"statistics": statistics, "minimum_confidence": minimum_confidence}
+    meant = {name: _check(payload, updates, leak, name.removesuffix(WITH_COUNTS), repeats) for name in methods}
+    statistics = LEAKED if updates.summed or not updates.buffers else SENT
     told = counts if counts is None or isinstance(counts, str) else "given"
     leaks = {}
     for name, method in meant.items():
-        notes = {"method": method, **about, "counts": told if name.endswith(WITH_COUNTS) else None}
+        notes = {"method": method, "statistics": statistics, "counts": told if name.endswith(WITH_COUNTS) else None}
         leaks[name] = replace(leak, meta={**leak.meta, "label_matching": notes})
     if not len(leak):
         return {name: one.with_labels(leak.bin.clone(), leak.confidence.clone()) for name, one in leaks.items()}
-    groups = arrange(payload, updates, leak, eight_bit=eight_bit)
-    known = _counts(updates, counts, payload.model.head.out_features, groups, leak)
-    needed = set(meant.values())
-    needed = next(iter(needed)) if len(needed) == 1 else "combined"
-    evidence = weigh(payload, updates, groups, method=needed, statistics=statistics, repeats=repeats)
+    leaked = by_client(payload, updates, leak)
+    known = _given_counts(payload, updates, counts, leaked, leak)
+    needed = meant[methods[0]] if len(set(meant.values())) == 1 else "combined"
+    evidence = weigh(payload, updates, leaked, method=needed, statistics=statistics, repeats=repeats)
     if isinstance(counts, str):
         known = evidence.counts
     for name, one in leaks.items():
         used = known if name.endswith(WITH_COUNTS) else None
-        leaks[name] = _decided(one, evidence, meant[name], used, minimum_confidence)
+        leaks[name] = _decided(one, leaked, evidence, meant[name], used)
     return leaks
 
 
-def _decided(leak: Leak, evidence: LabelEvidence, method: str, counts: Tensor | None, minimum: float) -> Leak:
+@dataclass(frozen=True, eq=False)
+class LabelEvidence:
+    """Log-likelihoods of the labels by each method.
+
+    Attributes
+    ----------
+    prior : Tensor
+        (K, C) about the share of each class in each client's batch.
+    counts : Tensor
+        (K, C) int64 images of each class behind each update, restored from the bias gradient: B (mean p - db), with the
+        mean over the leaked images. Under secure aggregation of no use: db is then not the client's own.
+    likelihoods : dict of str to Tensor
+        ``"regression"``, ``"bin_scan"``: (K, M, C) float64, those of the two that were asked for and could be had.
+    """
+
+    prior: Tensor
+    counts: Tensor
+    likelihoods: dict[str, Tensor]
+
+    def posterior(self, method: str) -> Tensor:
+        """Probability of each label, (K, M, C); ``"combined"`` takes all there is.
+
+        The two methods read different gradients, so their likelihoods multiply.
+        """
+        chosen = list(self.likelihoods.values()) if method == "combined" else [self.likelihoods[method]]
+        return posterior(sum(chosen), self.prior)
+
+
+def weigh(
+    payload: Payload, updates: Updates, leaked: ClientImages, *, method: str, statistics: str, repeats: int = 1
+) -> LabelEvidence:
+    """Weigh each label of each image; arguments as in `match_labels`, statistics as in `replay`.
+
+    Local steps: regression takes the model as it is halfway, the bin scan at the first, the middle and the last step.
+    A ValueError says that one sum holds more images than ``"regression"`` can be done with; ``"combined"`` leaves it
+    out then.
+    """
+    steps = updates.protocol.local_steps
+    end = (steps - 1) / steps
+    scanning, regressing = method != "regression", method != "bin_scan"
+    shares = [0.0] if steps == 1 else [0.0, end / 2, end] if scanning else [end / 2]
+    # One sum over clients whose images are told apart all the same, LOKI's: they share one regression.
+    together = updates.summed and len(leaked.rows) > 1
+    total = int(leaked.present.sum())
+    if together and regressing and total > REGRESSED_AT_ONCE:
+        if method == "regression":
+            raise ValueError(f"{total} images leaked into one sum; at most {REGRESSED_AT_ONCE} can be regressed on")
+        regressing = False
+    # Of the last layer: b times the sum over the local steps of its gradients.
+    head, scale = head_prefix(payload.model), updates.protocol.images_per_client * gradient_scale(updates)
+    weight, bias = updates.tensors[f"{head}weight"] * scale, updates.tensors[f"{head}bias"] * scale
+    images = updates.protocol.images_per_client // repeats
+    behind = images * (len(updates) if updates.summed else 1)
+    found: dict[str, list[Tensor]] = {"regression": [], "bin_scan": []}
+    priors, counts, middles = [], [], []
+    for start in range(0, len(leaked.rows), CLIENTS_AT_ONCE):
+        some = leaked[start : start + CLIENTS_AT_ONCE]
+        places = [replay(payload, updates, some, share=share, statistics=statistics) for share in shares]
+        middle = places[len(places) // 2]
+        row = some.rows if len(bias) > 1 else torch.zeros_like(some.rows)
+        share = label_share(bias[row] / repeats / behind, middle.outputs, some.present)
+        prior = smoothed(share, some.present)
+        priors.append(prior)
+        counts.append(nearest_counts(share * behind, behind))
+        if scanning:
+            distances, floor = scan(*observed(payload, updates, some), places)
+            found["bin_scan"].append(log_likelihood(distances, some.present, 1, prior, floor=floor)[0])
+        if regressing and together:
+            middles.append((middle.features[some.present], middle.outputs[some.present]))
+        elif regressing:
+            seen = (middle.features, middle.outputs, some.present)
+            found["regression"].append(regress(weight[row], bias[row], *seen, behind, repeats))
+    likelihoods = {name: torch.cat(parts) for name, parts in found.items() if parts}
+    if regressing and together:
+        features, outputs = (torch.cat(values).unsqueeze(0) for values in zip(*middles, strict=True))
+        every = torch.ones_like(features[:, :, 0], dtype=torch.bool)
+        spread = outputs.new_zeros(*leaked.present.shape, outputs.shape[2], dtype=torch.float64)
+        spread[leaked.present] = regress(weight, bias, features, outputs, every, behind, repeats)[0]
+        likelihoods["regression"] = spread
+    return LabelEvidence(torch.cat(priors), torch.cat(counts), likelihoods)
+
+
+def _decided(leak: Leak, leaked: ClientImages, evidence: LabelEvidence, method: str, counts: Tensor | None) -> Leak:
     """The leak with the most likely labels."""
-    found, groups = evidence.posterior(method), evidence.groups
+    found = evidence.posterior(method)
     labels = found.argmax(2)
     if counts is not None:
-        labels = assign(found, groups.present, counts)
-        found = balance(found, groups.present, counts)
+        labels = assign(found, leaked.present, counts)
+        found = balance(found, leaked.present, counts)
     sure = found.gather(2, labels.clamp_min(0).unsqueeze(2)).squeeze(2)
     device = leak.images.device
-    labels, sure = groups.scatter(labels).to(device), groups.scatter(sure).float().clamp(0, 1).to(device)
-    return leak.with_labels(torch.where(sure < minimum, -1, labels), sure)
+    return leak.with_labels(leaked.scatter(labels).to(device), leaked.scatter(sure).float().clamp(0, 1).to(device))
 
 
-def _check(
-    payload: Payload, updates: Updates, leak: Leak, method: str, statistics: str, minimum: float, repeats: int
-) -> str:
+def _check(payload: Payload, updates: Updates, leak: Leak, method: str, repeats: int) -> str:
     """Refuse what cannot be worked with; the method that is meant."""
-    for value, valid, what in ((method, MATCHERS, "method"), (statistics, STATISTICS, "statistics")):
-        if value not in valid:
-            raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(valid)}")
-    if not 0 <= minimum <= 1:
-        raise ValueError(f"minimum_confidence is {minimum}; it is a probability, 0 to 1")
+    if method not in MATCHERS:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(MATCHERS)}")
     if repeats < 1 or updates.protocol.images_per_client % repeats:
         raise ValueError(
             f"repeats is {repeats}; {updates.protocol.images_per_client} images of an update are not so many passes "
@@ -185,9 +251,11 @@ def _check(
     return method
 
 
-def _counts(updates: Updates, counts: Tensor | str | None, classes: int, groups: Groups, leak: Leak) -> Tensor | None:
-    """Given counts of each group's batch, (K, C); None where none are given."""
-    crowd = bool((leak.client == -1).any())
+def _given_counts(
+    payload: Payload, updates: Updates, counts: Tensor | str | None, leaked: ClientImages, leak: Leak
+) -> Tensor | None:
+    """Given counts of each client's batch, (K, C); None where none are given."""
+    crowd, classes = bool((leak.client == -1).any()), payload.model.head.out_features
     if isinstance(counts, str):
         if counts != "restore":
             raise ValueError(f"counts is {counts!r}; give a tensor, 'restore' or None")
@@ -200,5 +268,5 @@ def _counts(updates: Updates, counts: Tensor | str | None, classes: int, groups:
             f"counts are {tuple(counts.shape)} {counts.dtype}; whole numbers from 0 of {len(updates)} clients and "
             f"{classes} classes are needed"
         )
-    counts = counts.to(groups.rows.device)
-    return counts.sum(0, keepdim=True) if crowd else counts[groups.rows]
+    counts = counts.to(leaked.rows.device)
+    return counts.sum(0, keepdim=True) if crowd else counts[leaked.rows]

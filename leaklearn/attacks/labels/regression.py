@@ -38,19 +38,8 @@ RIDGES = tuple(10.0**exponent for exponent in range(-14, 1))
 def label_share(bias: Tensor, outputs: Tensor, present: Tensor) -> Tensor:
     """Share of each class in a client's whole batch: mean p of the images that leaked, less the bias gradient.
 
-    Parameters
-    ----------
-    bias
-        (K, C) gradient of the last layer's bias, of the mean loss.
-    outputs
-        (K, M, C) softmax outputs.
-    present
-        (K, M) bool.
-
-    Returns
-    -------
-    Tensor
-        (K, C) float64; rows sum to 1, entries may be a little below 0, for p is not that of all images.
+    Takes the gradient (K, C) of the mean loss, softmax outputs (K, M, C) and `present` (K, M) bool. Returns (K, C)
+    float64; rows sum to 1, entries may be a little below 0, for p is not that of all images.
     """
     count = present.sum(1, keepdim=True).clamp_min(1)
     return (outputs.double() * present.unsqueeze(2)).sum(1) / count - bias.double()
@@ -63,15 +52,9 @@ def smoothed(share: Tensor, present: Tensor) -> Tensor:
 
 
 def regress(
-    weight: Tensor,
-    bias: Tensor,
-    features: Tensor,
-    outputs: Tensor,
-    present: Tensor,
-    images: int,
-    repeats: int = 1,
+    weight: Tensor, bias: Tensor, features: Tensor, outputs: Tensor, present: Tensor, images: int, repeats: int
 ) -> Tensor:
-    """Log-likelihood of each label of leaked images.
+    """Log-likelihood of each label of leaked images, (K, M, C) float64.
 
     Parameters
     ----------
@@ -81,15 +64,8 @@ def regress(
         (K, M, D) and (K, M, C) of the leaked images.
     present
         (K, M) bool: which of them there are.
-    images
-        How many different images an update was made from, leaked or not.
-    repeats
-        How often each was used.
-
-    Returns
-    -------
-    Tensor
-        (K, M, C) float64.
+    images, repeats
+        How many different images an update was made from, leaked or not, and how often each was used.
     """
     there = present.unsqueeze(2).double()
     h = torch.cat([features.double(), torch.ones_like(features[:, :, :1], dtype=torch.float64)], 2) * there
@@ -117,12 +93,8 @@ def regress(
         found = q + vectors @ (inverse.unsqueeze(2) * right) / own.unsqueeze(2)
         crosstalk = (length - own**2).clamp_min(0) * variance
         noise = {"floor": crosstalk.sqrt() / own, "shape": white.sqrt() / own}
-        likelihood, fit = log_likelihood(squares(found), present, p.shape[2] - 1, share, **noise)
+        distances = (found**2).sum(2, keepdim=True) - 2 * found + 1  # squared, from each one-hot vector
+        likelihood, fit = log_likelihood(distances, present, p.shape[2] - 1, share, **noise)
         better = fit > best
         chosen[better], best[better] = likelihood[better], fit[better]
     return chosen * there
-
-
-def squares(labels: Tensor) -> Tensor:
-    """Squared distances of rows (K, M, C) from each one-hot vector, (K, M, C)."""
-    return (labels**2).sum(2, keepdim=True) - 2 * labels + 1

@@ -24,6 +24,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from leaklearn.attacks.labels.last_layer import gradient_scale
 from leaklearn.federated.exchange import Payload, Updates
 
 SENT, LEAKED = "sent", "leaked"
@@ -79,24 +80,18 @@ def replayable(network: nn.Module) -> nn.Module:
     return copy
 
 
-def norms(network: nn.Module) -> dict[str, ReplayedNorm]:
-    """The replayed layers by name."""
-    return {name: module for name, module in network.named_modules() if isinstance(module, ReplayedNorm)}
-
-
 def sent_statistics(payload: Payload, updates: Updates, name: str) -> tuple[Tensor, Tensor] | None:
-    """Mean and unbiased variance of the clients' batches at a layer, from the running ones that came back: (K, C) each.
+    """Mean and unbiased variance of single clients' batches at a layer, from the running ones sent back: (K, C) each.
 
-    Of T steps the mean over the steps, weighted by (1 - m)^(T-1-t); of a sum over clients the mean over these. None
-    where no such buffers came back, or the layer keeps no exponential mean.
+    Of T steps the mean over the steps, weighted by (1 - m)^(T-1-t). None where no such buffers came back, or the layer
+    keeps no exponential mean.
     """
     layer = payload.model.get_submodule(name)
     keys = [f"{name}.running_mean", f"{name}.running_var"]
     if any(key not in updates.buffers for key in keys) or not layer.momentum:
         return None
     kept = (1 - layer.momentum) ** updates.protocol.local_steps
-    count = len(updates) if updates.summed else 1
-    mean, variance = ((updates.buffers[key] / count - kept * payload.buffers[key]) / (1 - kept) for key in keys)
+    mean, variance = ((updates.buffers[key] - kept * payload.buffers[key]) / (1 - kept) for key in keys)
     # The difference of two rounded numbers can be a little below zero where a channel is nearly constant.
     return mean, variance.clamp_min(0)
 
@@ -106,9 +101,7 @@ def coupling(payload: Payload, updates: Updates, name: str) -> tuple[Tensor, Ten
 
     Of T steps the mean over the steps, of a sum over clients the mean over these.
     """
-    protocol = updates.protocol
-    scale = -1 / (protocol.lr * protocol.local_steps) if updates.kind == "delta" else 1.0
-    scale = scale / (len(updates) if updates.summed else 1)
+    scale = gradient_scale(updates) / (len(updates) if updates.summed else 1)
     found = []
     for kind in ("weight", "bias"):
         value = updates.tensors.get(f"{name}.{kind}")
