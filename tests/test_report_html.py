@@ -11,8 +11,8 @@ import pytest
 from tiny_project import add_notebook, make
 
 from leaklearn.report import start
-from leaklearn.report.figures import paper_chart, verdict_chart
 from leaklearn.report.claims import judge
+from leaklearn.report.figures import paper_chart, verdict_chart
 from leaklearn.report.html import render, write
 from leaklearn.report.tables import shown
 
@@ -47,7 +47,8 @@ def project(tmp_path):
     ax.plot([1, 2])
     run.figure(fig, "curve", caption="A curve & its <caption>.")
     rows = [{"dataset": "mnist5k", "seed": s, "source": "lll", "accuracy": 0.9 + 0.01 * s} for s in range(3)]
-    run.table(pd.DataFrame(rows), "results", caption="The results.")
+    run.table(pd.DataFrame(rows), "results", by=["dataset", "source"], caption="The results.")
+    run.headline("**90 %** leak")
     run.metrics({"gap": 0.5})
     run.finish()
     checked = nbformat.v4.new_code_cell("1", metadata={"tags": ["nbval-check-output"]})
@@ -94,7 +95,8 @@ def test_what_a_run_left_is_shown(project):
         "A curve &amp; its &lt;caption&gt;.",
         "The results.",
         "holds: 3 of 3",
-        "[0.885, 0.935]",  # the seeds of a setting are folded into a mean with its interval
+        "[0.879, 0.940]",  # the seeds of a setting are folded into a mean with its interval
+        "<strong>90 %</strong> leak",
         "Responsible use",
         "It measures how much a federated-learning set-up gives away",
     ):
@@ -129,14 +131,14 @@ def test_a_page_without_any_result(tmp_path):
 def test_tables_are_folded_and_cut():
     frame = pd.DataFrame({"factor": [4, 4, 2, 2], "clients": 60, "seed": [0, 1, 0, 1]})
     frame["leak_rate"] = [0.7, 0.8, 0.6, 0.6]
-    table = shown(frame)
+    table = shown(frame, ["factor", "clients"])
     assert table.header == ["factor", "leak rate"]
     assert table.same == "clients 60, seeds 2"
     assert [row[0] for row in table.rows] == ["4", "2"]
     assert table.rows[0][1].startswith("0.750 [")
     assert table.rows[1][1] == "0.600"
-    assert shown(pd.DataFrame({"a": range(100)}), longest=10).left_out == 90
-    assert shown(pd.DataFrame({"a": [float("nan")]})).rows == [["–"]]
+    assert shown(pd.DataFrame({"a": range(100)}), ["a"], longest=10).left_out == 90
+    assert shown(pd.DataFrame({"a": [float("nan")]}), None).rows == [["–"]]
 
 
 def test_charts_take_axes_and_bear_no_results():

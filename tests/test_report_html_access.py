@@ -13,7 +13,7 @@ from tiny_project import add_notebook, make
 from leaklearn.paths import REPOSITORY
 from leaklearn.report import html as report
 from leaklearn.report import start
-from leaklearn.report.paper import CLAIMS, NUMBERS
+from leaklearn.report.paper import STATEMENTS
 
 CSS = (REPOSITORY.root / "leaklearn" / "report" / "report.css").read_text(encoding="utf-8")
 
@@ -29,9 +29,10 @@ def page(tmp_path_factory):
             for figure, size in (("leak_rate", (12, 3)), ("pictures", (3, 5))):
                 fig, _ = plt.subplots(figsize=size)
                 run.figure(fig, figure, caption=f"What {figure} shows.")
-            run.table(pd.DataFrame({"case": ["a", "b"], "gain": [-0.5, 0.25]}), "brief", caption="Two cases.")
+            run.table(pd.DataFrame({"case": ["a", "b"], "gain": [-0.5, 0.25]}), "brief", by=["case"], caption="Two cases.")
             run.table(
-                pd.DataFrame({"step": range(30), "loss": [1.5] * 15 + [0.5] * 15}), "course", caption="All steps."
+                pd.DataFrame({"step": range(30), "loss": [1.5] * 15 + [0.5] * 15}), "course", by=["step"],
+                caption="All steps.",
             )
             run.metrics({f"number_{index}": float(index) for index in range(20)})
         run.finish()
@@ -66,7 +67,7 @@ def test_tables_have_captions_and_heads(page):
 
 def test_each_claim_is_a_group_of_rows_with_a_head(page):
     groups = page.select("table.claims tbody")
-    assert [group.select_one(".id").text for group in groups] == [each.id for each in (*CLAIMS, *NUMBERS)]
+    assert [group.select_one(".id").text for group in groups] == [each.id for each in STATEMENTS]
     columns = [head.text for head in page.select_one("table.claims thead").find_all("th")]
     for group in groups:
         assert group.tr.th["scope"] == "rowgroup"

@@ -12,7 +12,7 @@ import pytest
 from tiny_project import add_notebook, make
 
 from leaklearn.files import write_bytes, write_json
-from leaklearn.report import band, error_bars, reference_line, start, use_style
+from leaklearn.report import band, error_bars, must_hold, reference_line, start, use_style
 
 VALUES = {"preset": "laptop", "rate": 0.1, "steps": 4, "flag": True, "seeds": [3], "other": object()}
 
@@ -36,7 +36,7 @@ def test_files_of_a_run(paths, fig):
     run = start("00_first", VALUES, paths=paths)
     frame = pd.DataFrame({"seed": [0, 1], "accuracy": [0.5, 0.6]})
     assert run.figure(fig, "curve", caption="A curve.") is fig
-    assert run.table(frame, "training", caption="A table.") is frame
+    assert run.table(frame, "training", by=[], caption="A table.") is frame
     run.metrics({"best": np.float32(0.5), "bad": float("nan")})
     run.metrics({"count": np.int64(3)})
     listed = run.finish()
@@ -81,15 +81,56 @@ def test_without_git_the_commit_is_unknown(paths, monkeypatch):
 def test_results_appear_only_when_complete_and_replace_the_old_ones_whole(paths):
     folder = paths.results("laptop", "00_first")
     first = start("00_first", VALUES, paths=paths)
-    first.table(pd.DataFrame({"a": [1]}), "old")
+    first.table(pd.DataFrame({"a": [1]}), "old", by=["a"])
     assert not folder.exists()
     first.finish()
     second = start("00_first", VALUES, paths=paths)
-    second.table(pd.DataFrame({"a": [2]}), "new")
+    second.table(pd.DataFrame({"a": [2]}), "new", by=["a"])
     assert (folder / "old.csv").exists()
     second.finish()
     assert {path.name for path in folder.iterdir()} == {"new.csv", "provenance.json"}
     assert not list(folder.parent.glob(".*"))
+
+
+def test_keys_and_headline_stand_in_the_provenance(paths):
+    run = start("00_first", VALUES, paths=paths)
+    frame = pd.DataFrame({"seed": [0, 1, 0, 1], "size": [1, 1, 2, 2], "accuracy": [0.5, 0.6, 0.7, 0.8]})
+    run.table(frame, "training", by=["size"])
+    assert run.headline("two\nlines") == "two lines"
+    run.finish()
+    told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
+    assert told["keys"] == {"training.csv": ["size"]}
+    assert told["headline"] == "two lines"
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        ([], "table training: 4 rows .*one of size"),  # an interval would mix both sizes
+        (["side"], "keys \\['side'\\] are no columns; the table has seed, size, accuracy"),
+        (["size", "seed"], "the seed is no key"),
+    ],
+)
+def test_keys_that_do_not_tell_rows_apart_are_refused(paths, by, expected):
+    run = start("00_first", VALUES, paths=paths)
+    frame = pd.DataFrame({"seed": [0, 1, 0, 1], "size": [1, 1, 2, 2], "accuracy": [0.5, 0.6, 0.7, 0.8]})
+    with pytest.raises(ValueError, match=expected):
+        run.table(frame, "training", by=by)
+    assert not (run.folder / "training.csv").exists()
+
+
+def test_what_must_hold_bears_what_was_not_run(capsys):
+    frame = pd.DataFrame({"size": [1], "accuracy": [0.5]}).set_index("size")["accuracy"]
+    must_hold("high", lambda: frame[1] > 0.4)
+    must_hold("low", lambda: frame[1] < 0.4)
+    must_hold("larger", lambda: frame[2] > 0.4)
+    must_hold("nothing", lambda: frame[:0].mean())
+    assert capsys.readouterr().out.splitlines() == [
+        "high: True",
+        "low: False",
+        "larger: not run (KeyError: 2)",
+        "nothing: not run",
+    ]
 
 
 def test_after_finish_a_cell_can_be_run_again(paths, fig):
@@ -131,7 +172,7 @@ def test_names_that_cannot_be_files_are_refused(paths, fig):
     with pytest.raises(ValueError, match="figure name"):
         run.figure(fig, "a/b")
     with pytest.raises(ValueError, match="table name"):
-        run.table(pd.DataFrame({"a": [1]}), "")
+        run.table(pd.DataFrame({"a": [1]}), "", by=["a"])
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

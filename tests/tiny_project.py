@@ -43,7 +43,7 @@ def reporting_cells(paths: Paths, name: str, before_finish: str = "") -> Sequenc
         "from leaklearn.paths import Paths\n"
         "from leaklearn.report import start\n"
         f"run = start({name!r}, globals(), paths=Paths(Path({str(paths.root)!r})))\n"
-        "run.table(pd.DataFrame({'steps': [steps]}), 'numbers', caption='The steps.')\n"
+        "run.table(pd.DataFrame({'steps': [steps]}), 'numbers', by=['steps'], caption='The steps.')\n"
     )
     return [cell for cell in (begin, before_finish, "run.finish()") if cell]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, interval
-from leaklearn.report.names import measure, test_images
+from leaklearn.report.names import measure, tested_on
 
 LONGEST = 40
 
@@ -44,7 +44,7 @@ def check_keys(frame: pd.DataFrame, by: Sequence[str]) -> None:
     told = [*by, "seed"] if "seed" in frame else list(by)
     twice = frame[frame.duplicated(told, keep=False)] if told else frame.iloc[1:]
     if len(twice):
-        example = ", ".join(f"{name}={twice[name].iloc[0]!r}" for name in told)
+        example = ", ".join(f"{name}={twice[name].iloc[0]}" for name in told)
         apart = [name for name in frame if name not in told and twice[name].nunique(dropna=False) > 1]
         raise ValueError(
             f"{len(twice)} rows have the keys of another, such as {example or 'none'}: add the column to `by` that "
@@ -58,7 +58,8 @@ def shown(frame: pd.DataFrame, by: Sequence[str] | None, longest: int = LONGEST)
     Without keys (None: none were declared) nothing is folded.
     """
     folded = frame if by is None else over_seeds(frame, by)
-    same = [name for name in by or [] if len(folded) > 1 and folded[name].nunique(dropna=False) == 1]
+    keys = [name for name in [*(by or []), "seeds"] if name in folded]
+    same = [name for name in keys if len(folded) > 1 and folded[name].nunique(dropna=False) == 1]
     told = ", ".join(f"{_words(name)} {short(folded[name].iloc[0])}" for name in same)
     folded = folded.drop(columns=same) if len(same) < folded.shape[1] else folded
     numeric = [column == "seeds" or pd.api.types.is_numeric_dtype(frame.get(column)) for column in folded]
@@ -94,7 +95,7 @@ def fold(values: Iterable[float], column: str, dataset: object = None) -> Interv
 
     Test accuracies (columns `accuracy...`) count the sampling of the data set's test images as well.
     """
-    sampled = test_images(dataset) if column.startswith("accuracy") else None
+    sampled = tested_on(dataset) if column.startswith("accuracy") else None
     return interval(values, bounds=measure(column).bounds, test_images=sampled)
 
 
