@@ -29,7 +29,8 @@ def page(tmp_path_factory):
             for figure, size in (("leak_rate", (12, 3)), ("pictures", (3, 5))):
                 fig, _ = plt.subplots(figsize=size)
                 run.figure(fig, figure, caption=f"What {figure} shows.")
-            run.table(pd.DataFrame({"case": ["a", "b"], "gain": [-0.5, 0.25]}), "brief", by=["case"], caption="Two cases.")
+            brief = pd.DataFrame({"case": ["a", "b"], "gain": [-0.5, 0.25]})
+            run.table(brief, "brief", by=["case"], caption="Two cases.")
             run.table(
                 pd.DataFrame({"step": range(30), "loss": [1.5] * 15 + [0.5] * 15}), "course", by=["step"],
                 caption="All steps.",

@@ -34,7 +34,7 @@ def test_folding_averages_within_keys_only():
     folded = over_seeds(frame, ["start", "images"])
     assert folded["accuracy"].str.startswith(("0.600 [", "0.900")).all()
     assert list(folded["freeze"]) == ["x", "y / z"]
-    with pytest.raises(ValueError, match="images=25|images"):
+    with pytest.raises(ValueError, match="one of images"):
         check_keys(frame, ["start"])
 
 
