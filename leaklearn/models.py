@@ -15,9 +15,10 @@ shared tensor. A batch-norm network in eval mode only reads them, so there one s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import gcd, prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from leaklearn.data.images import DataInfo
 
-NETWORKS = ("lenet", "convnet", "resnet18", "mlp")
 NORMS = ("batch", "group", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "sigmoid": nn.Sigmoid, "leaky_relu": partial(nn.LeakyReLU, 0.1)}
 
@@ -86,6 +86,11 @@ class Network(nn.Module):
         """Class scores (logits): (N, C, H, W) in [0, 1] -> (N, classes)."""
         return self.head(self.features(images))
 
+    @property
+    def source(self) -> str:
+        """Where the architecture is published."""
+        return ARCHITECTURES[self.settings["name"]].source
+
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
 
@@ -123,7 +128,7 @@ def conv(
 
 
 def _lenet(channels: int, width: int, norm: str, activation: str) -> nn.Module:
-    """Three 5x5 convolutions, strides 2, 2, 1, as in Deep Leakage from Gradients (Zhu et al., NeurIPS 2019)."""
+    """Three 5x5 convolutions, strides 2, 2, 1."""
     block = partial(conv, norm=norm, activation=activation, kernel=5)
     return nn.Sequential(block(channels, width, stride=2), block(width, width, stride=2), block(width, width))
 
@@ -141,7 +146,7 @@ def _convnet(channels: int, width: int, norm: str, activation: str) -> nn.Module
 
 
 def _resnet18(channels: int, width: int, norm: str, activation: str) -> nn.Module:
-    """ResNet-18 for small images (He et al., CVPR 2016): 3x3 stem of stride 1, no max-pooling, global pooling."""
+    """ResNet-18 for small images: 3x3 stem of stride 1, no max-pooling, global pooling."""
     layers: list[nn.Module] = [conv(channels, width, norm, activation)]
     inputs = width
     for stage, stride in enumerate((1, 2, 2, 2)):
@@ -159,7 +164,7 @@ class Dense(nn.Linear):
 
 
 def _mlp(size: int, width: int, norm: str, activation: str) -> nn.Module:
-    """Two hidden layers, the first on the pixels: what SPEAR reads exactly (Dimitrov et al., NeurIPS 2024)."""
+    """Two hidden layers, the first on the pixels: what SPEAR reads exactly."""
 
     def block(inputs: int) -> nn.Sequential:
         # Group norm in one group (layer norm): a neuron has no pixels over which smaller groups could be normalised.
@@ -170,13 +175,27 @@ def _mlp(size: int, width: int, norm: str, activation: str) -> nn.Module:
     return nn.Sequential(block(size), block(width))
 
 
-# name -> (body, channels of the first layer, norm, activation): what the network is when nothing else is asked for
-_BODIES = {
-    "lenet": (_lenet, 12, "none", "sigmoid"),
-    "convnet": (_convnet, 32, "batch", "relu"),
-    "resnet18": (_resnet18, 64, "batch", "relu"),
-    "mlp": (_mlp, 512, "none", "relu"),
+class Architecture(NamedTuple):
+    """What a network is when nothing else is asked for.
+
+    ``body(inputs, width, norm, activation)`` makes its layers; ``width`` counts the channels of the first convolution,
+    or the neurons of a hidden layer. ``source`` is where it is published.
+    """
+
+    body: Callable[[int, int, str, str], nn.Module]
+    width: int
+    norm: str
+    activation: str
+    source: str
+
+
+ARCHITECTURES = {
+    "lenet": Architecture(_lenet, 12, "none", "sigmoid", "Zhu et al., Deep Leakage from Gradients, NeurIPS 2019"),
+    "convnet": Architecture(_convnet, 32, "batch", "relu", "ours"),
+    "resnet18": Architecture(_resnet18, 64, "batch", "relu", "He et al., Deep Residual Learning, CVPR 2016"),
+    "mlp": Architecture(_mlp, 512, "none", "relu", "Dimitrov et al., SPEAR, NeurIPS 2024"),
 }
+NETWORKS = tuple(ARCHITECTURES)
 
 
 def build(
@@ -220,10 +239,10 @@ def build(
     ValueError
         For an unknown name, norm or activation, a width below 1, or images that are not (C, H, W) of at least 8x8.
     """
-    body, default_width, default_norm, default_activation = _BODIES[_one_of(name, NETWORKS, "network")]
-    norm = default_norm if norm is None else _one_of(norm, NORMS, "norm layer")
-    activation = default_activation if activation is None else _one_of(activation, tuple(ACTIVATIONS), "activation")
-    width = default_width if width is None else width
+    usual = ARCHITECTURES[_one_of(name, NETWORKS, "network")]
+    norm = usual.norm if norm is None else _one_of(norm, NORMS, "norm layer")
+    activation = usual.activation if activation is None else _one_of(activation, tuple(ACTIVATIONS), "activation")
+    width = usual.width if width is None else width
     if width < 1:
         raise ValueError(f"width is {width}; a network needs at least one channel")
     info = getattr(data, "info", data)
@@ -235,7 +254,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inputs = prod(shape) if name == "mlp" else shape[0]
-        network = Network(info, body(inputs, width, norm, activation), settings)
+        network = Network(info, usual.body(inputs, width, norm, activation), settings)
         if name == "lenet":
             for module in network.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):  # as in DLG; norm layers keep their 1 and 0

@@ -97,6 +97,10 @@ def test_norm_is_choosable(name, norm):
     assert found == (set() if norm == "none" else {norm})
 
 
+def test_every_network_says_where_it_is_published():
+    assert [small(name).source.split(" et al.")[0] for name in NETWORKS] == ["Zhu", "ours", "He", "Dimitrov"]
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activation_is_choosable(activation):
     model = small("resnet18", activation=activation)
