@@ -7,9 +7,9 @@ from scipy import stats
 from tiny import image_set
 
 from leaklearn.attacks import RobbingTheFed
-from leaklearn.attacks.linear import AdaptiveBins, certain, certify
+from leaklearn.attacks.linear import AdaptiveBins, certify
 from leaklearn.attacks.linear.cells import NONE, NOWHERE, ONE, SEVERAL, UNSEEN, Cells, at_least_two
-from leaklearn.attacks.linear.peeling import Bins, first_of_each, solve
+from leaklearn.attacks.linear.peeling import UsedBins, first_of_each, solve
 from leaklearn.data import Dataset, load
 from leaklearn.evaluation import Truth, score
 from leaklearn.experiments.adaptive import RoundsSetting, measure_rounds, rounds_settings
@@ -28,6 +28,7 @@ from leaklearn.federated import (
     make_clients,
     private,
     respond,
+    round_truth,
 )
 from leaklearn.models import build
 
@@ -44,9 +45,8 @@ def test_first_bins_are_of_equal_mass():
 
 def test_next_bins_go_where_images_collided():
     """Of 8 images, two were alone in their bins of four; so the other six are in the two that held several."""
-    cells = Cells.even(1, 8)
-    low, high = cells.bins(4, load=2.0)
-    cells = cells.learn(low, high, torch.tensor([[SEVERAL, ONE, NONE, SEVERAL]]), torch.tensor([6.0]))
+    low, high = row(0, 0.25, 0.5, 0.75), row(0.25, 0.5, 0.75, 1)
+    cells = Cells.even(1, 8).learn(low, high, torch.tensor([[SEVERAL, ONE, NONE, SEVERAL]]), torch.tensor([6.0]))
     torch.testing.assert_close(cells.low, row(0, 0.75))
     torch.testing.assert_close(cells.high, row(0.25, 1))
     torch.testing.assert_close(cells.mass, row(3, 3))
@@ -98,8 +98,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def clients(data):
-    group = make_clients(data.train, 60, seed=0)[:6]
-    return [Client(client.id, client.data[:24]) for client in group]
+    return make_clients(data.train, 60, images=24, seed=0)[:6]
 
 
 @pytest.mark.parametrize(("model", "norm"), [("lenet", "none"), ("convnet", "batch"), ("mlp", "group")])
@@ -170,7 +169,7 @@ def attack_rounds(data, clients, attack, rounds, model="lenet"):
 
 
 def test_adaptive_bins_take_the_same_images_within_few_rounds(data):
-    group = [Client(c.id, c.data[:64]) for c in make_clients(data.train, 60, seed=1)[:8]]
+    group = make_clients(data.train, 60, images=64, seed=1)[:8]
     campaign, found, rates = attack_rounds(data, group, AdaptiveBins(1, 64), 4)
     assert abs(rates[0] - 0.37) < 0.07  # 512 images
     assert rates[2] >= 0.94
@@ -181,8 +180,20 @@ def test_adaptive_bins_take_the_same_images_within_few_rounds(data):
     assert torch.equal(campaign.leak.labels, found.true_labels)  # the gradient names the label
 
 
+def test_a_first_round_by_itself_is_that_of_a_campaign(data, clients):
+    attack, network, ids = AdaptiveBins(1, 24), build("lenet", data, norm="none"), [client.id for client in clients]
+    campaign = attack.begin(network, data.test, ids)
+    first = campaign.reconstruct(respond(clients, campaign.payload(), FedSGD(24), 1, only=attack.reads))
+    payload = attack.payload(network, data.test)
+    alone = attack.reconstruct(payload, respond(clients, payload, FedSGD(24), 1, only=attack.reads), round=2)
+    assert len(alone) > 24
+    assert torch.equal(alone.images, first.images)
+    assert torch.equal(alone.labels, first.labels)
+    assert (alone.round == 2).all()
+
+
 def test_known_images_are_taken_away_where_each_round_has_a_new_batch(data):
-    group = [Client(c.id, c.data[:60]) for c in make_clients(data.train, 60, seed=2)[:8]]
+    group = make_clients(data.train, 60, images=60, seed=2)[:8]
     campaign, found, rates = attack_rounds(data, group, AdaptiveBins(1, 30, pool=60), 4)
     law = RoundsSetting("adaptive", 1, "new", images_per_client=30, pool=60).expected_leak_rate(4)
     assert rates[3] > law + 0.15
@@ -208,7 +219,7 @@ def one_bin(images, weights, low=0.2, high=0.4):
     bias, weight = weights.sum().view(1), (weights.unsqueeze(1) * images).sum(0, keepdim=True)
     zero = torch.zeros(1, dtype=torch.int64)
     edges = (torch.tensor([edge]) for edge in (low, high))
-    return Bins(zero, zero, zero, *edges, bias, weight, torch.tensor([1e-7]))
+    return UsedBins(zero, zero, zero, *edges, bias, weight, torch.tensor([1e-7]))
 
 
 def test_known_images_are_peeled_off_one_that_is_new():
@@ -243,7 +254,7 @@ def test_certain_are_exact_images_and_no_mixtures(activation, model, norm, clien
     payload = attack.payload(build(model, data, norm=norm, width=8), data.test)
     updates = respond(clients, payload, FedSGD(24), 1)
     leak = attack.reconstruct(payload, updates)
-    truth = Truth(*gather(clients, draw_batches(clients, FedSGD(24), 1).flat), updates.clients)
+    truth = Truth(*round_truth(clients, FedSGD(24), 1))
     exact = score(leak, truth, 60.0, with_ssim=False)
     shown = exact.true_labels >= 0
     found = certify(payload, updates, leak)
@@ -251,9 +262,8 @@ def test_certain_are_exact_images_and_no_mixtures(activation, model, norm, clien
     assert found.certain[shown].double().mean() > 0.97
     assert found.certain[~shown].double().mean() < 0.1
     assert torch.equal(found.labels[found.certain & shown], exact.true_labels[found.certain & shown])
-    assert torch.equal(certain(payload, updates, leak), found.certain)
     wrong = leak.with_labels((exact.true_labels + 1) % 10)
-    assert not certain(payload, updates, wrong)[shown].any()
+    assert not certify(payload, updates, wrong).certain[shown].any()
 
 
 def test_the_gradient_of_a_neuron_is_that_of_autograd(data):
@@ -278,10 +288,10 @@ def test_certainty_is_refused_where_it_cannot_be_had(clients, data):
     payload = attack.payload(build("convnet", data, width=4), data.test)
     updates = respond(clients, payload, FedSGD(24))
     with pytest.raises(ValueError, match="batch norm in train mode"):
-        certain(payload, updates, attack.reconstruct(payload, updates))
+        certify(payload, updates, attack.reconstruct(payload, updates))
     summed = respond(clients, payload, FedSGD(24, batch_norm="eval"), secure=True)
     with pytest.raises(ValueError, match="single client"):
-        certain(payload, summed, attack.reconstruct(payload, summed))
+        certify(payload, summed, attack.reconstruct(payload, summed))
 
 
 def test_the_table_of_rounds():

@@ -119,7 +119,8 @@ def test_labels_come_from_the_bin(data):
     attack, protocol = Loki(4.0, 16), FedSGD(16)
     payload = attack.payload(build("lenet", data), data.test)
     truth = Truth(*gather(clients, draw_batches(clients, protocol, 0).flat), torch.tensor([0, 1]))
-    vector, low, high = payload.model.block.notes
+    bins = payload.model.block.bins
+    vector, low, high = bins.vector, bins.low, bins.high
     flat = truth.images.flatten(2).float() / 255
     measured = flat @ vector
     rows = []

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tiny import image_set
 
 from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
-from leaklearn.attacks.linear.defended import Wiener, bin_middles, reconstruct_defended
+from leaklearn.attacks.linear.defended import Wiener, reconstruct_defended
 from leaklearn.data import load
 from leaklearn.evaluation import Truth, score
 from leaklearn.federated import (
@@ -32,7 +32,9 @@ from leaklearn.federated import (
     make_clients,
     private,
     respond,
+    round_truth,
 )
+from leaklearn.federated.clients import client_seed
 from leaklearn.federated.soteria import exact_slopes, slope_along
 from leaklearn.learning import evaluate
 from leaklearn.models import build
@@ -194,8 +196,6 @@ def test_private_noise_has_its_size_and_can_be_added_later(payload):
     clean, noisy = (defended(payload, PrivateSGD(z, 0.5)) for z in (0.0, 2.0))
     noise = flat(noisy) - flat(clean)
     assert float(noise.std()) == pytest.approx(2.0 * 0.5 / 8, rel=0.02)
-    from leaklearn.federated.clients import client_seed
-
     later = PrivateSGD(2.0, 0.5).add_noise(clean, [client_seed(3, client.id) for client in CLIENTS])
     assert torch.equal(flat(later), flat(noisy))
     assert torch.allclose(PrivateSGD(2.0, 0.5).error(noisy, "head.weight"), torch.full((6,), 0.125))
@@ -335,7 +335,7 @@ def test_wiener_learns_mean_and_covariance():
 @pytest.fixture(scope="module")
 def digits():
     data = load("mnist5k")
-    clients = [replace(c, data=c.data[:64]) for c in make_clients(data.train, 60, seed=0)][:6]
+    clients = make_clients(data.train, 60, images=64, seed=0)[:6]
     return data, clients, Wiener.of(data.test)
 
 
@@ -345,8 +345,7 @@ def test_the_attack_knows_how_noisy_its_images_are(digits, attack):
     data, clients, wiener = digits
     payload, protocol = attack.payload(build("lenet", data), data.test), FedSGD(64)
     clean = respond(clients, payload, protocol, only=attack.reads)
-    images, labels = gather(clients, draw_batches(clients, protocol, 0).flat)
-    truth = Truth(images, labels, clean.clients)
+    truth = Truth(*round_truth(clients, protocol))
     exact = score(attack.reconstruct(payload, clean), truth, with_ssim=False)
     none = reconstruct_defended(attack, payload, clean, torch.zeros(6), wiener)
     found = score(none, truth, with_ssim=False)
@@ -356,9 +355,9 @@ def test_the_attack_knows_how_noisy_its_images_are(digits, attack):
     assert found.images[alone].nearest_psnr.median() > 35
     # Noise on the neurons' updates that leaves a typical image with pixel noise 0.2.
     weight = clean.tensors[attack.reads[0]]
-    vector, low, high = payload.model.block.notes
+    bins = payload.model.block.bins
     value = weight if payload.model.block.bounded else weight[:, :-1] - weight[:, 1:]
-    factor = (value @ vector / bin_middles(low, high)[: value.shape[1]]).abs()
+    factor = (value @ bins.vector / bins.middles[: value.shape[1]]).abs()
     size = 0.2 * float(factor[factor > 1e-3 * factor.max()].median())
     generator = torch.Generator().manual_seed(0)
     noisy = replace(clean, tensors={**clean.tensors, attack.reads[0]: weight + size * torch.randn(

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
-from leaklearn.attacks.linear.measurements import Population, bounded_edges, measurement_vector, relu_cutoffs
+from leaklearn.attacks import AdaptiveBins, Attack, Loki, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks.linear.bins import Bins, Population, bounded_edges, measurement_vector, relu_cutoffs
 from leaklearn.attacks.linear.verification import fit_scale, grid_distance, verify
 from leaklearn.data import load
 from leaklearn.federated import FedAvg, FedSGD, draw_batches, gather, make_clients, respond
@@ -217,6 +217,44 @@ def test_bins_have_equal_mass():
     normal = Population.of(vector, images, "normal")
     centre, scale = normal.values.mean(), normal.values.std(correction=0)
     assert relu_cutoffs(normal, 4)[1].item() == pytest.approx(stats.norm.ppf(0.25, centre, scale))
+
+
+@pytest.mark.parametrize("attack", [RobbingTheFed(2, 16), RobbingTheFed(2, 16, activation="bounded"), Loki(2, 16)])
+def test_an_image_falls_into_the_bin_whose_neuron_it_reaches(attack, data):
+    block = attack.block(data.test)
+    images, bins = data.train.images[:200], block.bins
+    active = block.activation(block.fc1(block.inputs(images.float() / 255))) > 0
+    below_one = active & (block.fc1(block.inputs(images.float() / 255)) < 1) if block.bounded else active
+    place = torch.where(below_one.any(1), below_one.long().cumsum(1).argmax(1), -1)
+    assert torch.equal(bins.of(images), place)
+    assert torch.equal(bins.of(images.float() / 255), place)
+    assert torch.equal(bins.of(images.view(4, 50, *data.shape)), place.view(4, 50))
+    assert bins.count == attack.neurons == len(bins.edges) - 1
+
+
+def test_bins_have_open_ends_gaps_and_middles():
+    bins = Bins(torch.full((4,), 0.25), torch.tensor([-0.2, 0.2, 0.6]), torch.tensor([0.2, 0.5, float("inf")]))
+    images = torch.tensor([-0.3, 0.0, 0.2, 0.3, 0.55, 0.6, 0.7]).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    assert bins.of(images.double()).tolist() == [-1, 0, 0, 1, -1, -1, 2]
+    assert bins.middles.tolist() == pytest.approx([0.1, 0.35, 0.6])
+
+
+def test_attacks_are_called_alike(data):
+    names = {
+        "trap_weights": TrapWeights(), "qbi_published": QuantileBiases(fit="published"),
+        "qbi_normal": QuantileBiases(fit="normal"), "qbi_quantiles": QuantileBiases(),
+        "robbing_the_fed": RobbingTheFed(), "robbing_the_fed_bounded": RobbingTheFed(activation="bounded"),
+        "loki": Loki(), "adaptive": AdaptiveBins(), "spear": Spear("sample"), "spear_reweighted": Spear(),
+    }  # fmt: skip
+    client = make_clients(data.train, 200, seed=0)[:1]
+    for name, attack in names.items():
+        assert isinstance(attack, Attack)
+        assert attack.name == name
+        assert type(attack).source
+        payload = attack.payload(build("mlp", data, width=128), data.test)
+        leak = attack.reconstruct(payload, respond(client, payload, FedSGD(4), only=attack.reads), seed=1)
+        assert leak.meta["attack"] == name
+        assert attack.reads is None or payload.parameters.keys() >= set(attack.reads)
 
 
 def test_measurements_are_what_they_say():

@@ -13,7 +13,7 @@ import torch
 from tiny import INFO, image_set
 
 from leaklearn.attacks import restore_labels
-from leaklearn.attacks.linear.measurements import Population, bounded_edges, measurement_vector
+from leaklearn.attacks.linear.bins import Population, bounded_edges, measurement_vector
 from leaklearn.data import load
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.data.partition import equal_partition

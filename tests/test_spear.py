@@ -5,8 +5,7 @@ import torch
 from tiny import image_set
 
 from leaklearn.attacks.linear import Spear
-from leaklearn.attacks.linear.sparse import independent, polish, reweighted, sample_kernels, zeros
-from leaklearn.attacks.linear.spear import first_layer
+from leaklearn.attacks.linear.spear import first_layer, independent, polish, reweighted, sample_kernels, zeros
 from leaklearn.data import Dataset, load
 from leaklearn.evaluation import Truth, score
 from leaklearn.experiments.passive import SPEARS, measure_spear

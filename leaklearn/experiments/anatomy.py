@@ -64,11 +64,12 @@ def dissect(attacked: AttackedRound, client: int = 0) -> Anatomy:
     ValueError
         If the attack has no bins, only a sum over clients was seen, or there is no such client.
     """
-    vector, low, high = attacked.payload.model.block.notes
+    bins = attacked.payload.model.block.bins
     weight = attacked.updates.tensors["block.fc1.weight"]
     bias = attacked.updates.tensors["block.fc1.bias"]
-    if low is None:
+    if bins is None:
         raise ValueError(f"{type(attacked.attack).__name__} has no bins to look into; take Robbing the Fed or LOKI")
+    vector, low, high = bins.vector, bins.low, bins.high
     if not 0 <= client < len(weight):
         raise ValueError(f"client {client} is not among the {len(weight)} updates that the server saw (from 0)")
     row = slice(client, client + 1)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.measurements import measurement_vector
+from leaklearn.attacks.linear.bins import measurement_vector
 from leaklearn.data.images import ImageSet
 
 
@@ -23,7 +23,7 @@ def brightness(images: Tensor) -> Tensor:
 def normal_edges(centre: Tensor, spread: Tensor, bins: int) -> Tensor:
     """Edges of bins of equal mass under normal distributions of brightness, one for each client.
 
-    Those of `leaklearn.attacks.linear.measurements.bounded_edges`: quantiles m / (n + 2), m = 1, ..., n + 1.
+    Those of `leaklearn.attacks.linear.bins.bounded_edges`: quantiles m / (n + 2), m = 1, ..., n + 1.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def normal_edges(centre: Tensor, spread: Tensor, bins: int) -> Tensor:
 def alone(values: Tensor, edges: Tensor) -> Tensor:
     """Whether each image leaks: it is in a bin, alone among its mini-batch, and none before it used the bin.
 
-    That is so where a used bin falls silent, as LOKI's push is meant to bring about (`leaklearn.attacks.linear.loki`);
+    That is so where a used bin falls silent, as LOKI's push is meant to bring about (`leaklearn.attacks.Loki`);
     of a single step it needs nothing but brightness.
 
     Parameters

@@ -146,7 +146,8 @@ def positions_in_bins(leak: Leak, payload: Payload, truth: Truth) -> Tensor:
 
     That is what an attacker with perfect label matching would know, however poor its image.
     """
-    vector, low, high = payload.model.block.notes
+    bins = payload.model.block.bins
+    vector, low, high = bins.vector, bins.low, bins.high
     images = truth.images.flatten(2).float() / 255
     measured = images @ vector
     owner = (leak.client.unsqueeze(1) == truth.clients).float()

@@ -71,8 +71,8 @@ def occupancy(images: Tensor, vector: Tensor, low: Tensor, high: Tensor) -> Tens
     images
         (K, N, C, H, W) uint8, N of each of K clients.
     vector, low, high
-        What the layer measures, (d,), and the edges of its bins, (n,) each, rising: bin i is (low_i, high_i]. A block's
-        `notes`, see `leaklearn.attacks.linear.blocks.LeakyBlock`.
+        What the layer measures, (d,), and the edges of its bins, (n,) each, rising: see
+        `leaklearn.attacks.linear.bins.Bins`.
 
     Returns
     -------

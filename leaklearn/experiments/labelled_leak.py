@@ -91,8 +91,7 @@ def leak_with_labels(
 
 def bin_edges(payload: Payload) -> Tensor:
     """(n + 1,) float64 edges of a malicious payload's bins, which follow one another without gaps."""
-    _, low, high = payload.model.block.notes
-    return torch.cat([low, high[-1:]]).double().cpu()
+    return payload.model.block.bins.edges.double().cpu()
 
 
 def per_client(taken: LabelledLeak, clients: Sequence[Client], public: ImageSet) -> pd.DataFrame:

@@ -79,8 +79,8 @@ def _parts(found: AttackedRound, shift: float) -> list[pd.DataFrame]:
     images = found.score.images.assign(psnr=lambda table: table["nearest_psnr"])
     parts = []
     if shift == 0:
-        place = torch.tensor(images["position"].to_numpy())
-        crowd = occupancy(found.truth.images, *found.payload.model.block.notes).flatten()[place]
+        place, bins = torch.tensor(images["position"].to_numpy()), found.payload.model.block.bins
+        crowd = occupancy(found.truth.images, bins.vector, bins.low, bins.high).flatten()[place]
         light = found.truth.images.flatten(0, 1)[place].flatten(1).double().mean(1)
         parts.append(images.assign(factor="occupancy", value=crowd.clamp(max=4).numpy()))
         parts.append(images.assign(factor="brightness", value=ranks(light, 5).numpy()))

@@ -76,7 +76,7 @@ def measure_spear(
         payload = Payload.of(build("mlp", data, width=width, seed=seed)).to(device)
         updates = respond(group, payload, FedSGD(size), seed)
         begin = perf_counter()
-        leak = Spear(**SPEARS[name], seed=seed).reconstruct(payload, updates)
+        leak = Spear(**SPEARS[name]).reconstruct(payload, updates, seed=seed)
         seconds = (perf_counter() - begin) / clients
         found = score(leak, _truth(group, FedSGD(size), seed), with_ssim=False)
         row = {"dataset": data.name, "seed": seed, "attack": name, "batch_size": size, "leak_rate": found.leak_rate}

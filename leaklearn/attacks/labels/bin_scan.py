@@ -34,7 +34,7 @@ def observed(payload: Payload, updates: Updates, leaked: ClientImages) -> tuple[
     row = leaked.rows.unsqueeze(1).expand_as(neurons)
     step = change[row, neurons]
     largest = step.abs().amax(2)
-    if not block.bounded and block.notes[1] is not None:  # ReLU bins: less the upper neighbour, but for the last
+    if not block.bounded and block.bins is not None:  # ReLU bins: less the upper neighbour, but for the last
         above = change[row, (neurons + 1).clamp_max(change.shape[1] - 1)]
         step = torch.where((neurons + 1 < change.shape[1]).unsqueeze(2), step - above, step)
     if updates.kind == "delta":  # the weights are rounded too, of which a change is the difference

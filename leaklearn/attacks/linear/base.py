@@ -8,14 +8,15 @@ that many neurons are activated by one image each.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
-from leaklearn.attacks.linear.verification import Verdict, fit_scale, verify
+from leaklearn.attacks.linear.verification import Verdict, verify
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak, merge
@@ -53,6 +54,11 @@ class LinearLeakage(ABC):
     images_per_client: int = 64
     eight_bit: bool = True
 
+    name: ClassVar[str]
+    source: ClassVar[str]
+    reads: ClassVar[tuple[str, str]] = ("block.fc1.weight", "block.fc1.bias")
+    disjoint: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         if not self.fc_factor > 0:
             raise ValueError(f"fc_factor is {self.fc_factor}; a malicious layer needs more than 0 neurons an image")
@@ -72,71 +78,70 @@ class LinearLeakage(ABC):
     def block(self, public: ImageSet) -> LeakyBlock:
         """The malicious layers, fitted to public images of the clients' kind."""
 
-    @abstractmethod
     def candidates(self, payload: Payload, weight: Tensor, bias: Tensor | None, delta: bool) -> Candidates:
-        """Images from fc1's update: weight (K, n, d), bias (K, n) or None where it is not known per client."""
+        """Images from fc1's update: weight (K, n, d), bias (K, n) or None where it is not known per client.
+
+        `delta` tells weight differences (FedAvg) from gradients. Here dW / db of every neuron that has an update.
+        """
+        return exact_ratio(weight, bias)
 
     def payload(self, model: nn.Module, public: ImageSet) -> Payload:
         """The malicious model to send: `block` in front of `model`."""
         return Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint)
 
-    disjoint = ()
-    # What the attacker looks at, of all that comes back.
-    reads = ("block.fc1.weight", "block.fc1.bias")
+    def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0, round: int = 0) -> Leak:
+        """Take images out of the answers to `payload`, of single clients or their sum; what fails `verify` is left out.
 
-    def reconstruct(self, payload: Payload, updates: Updates, round: int = 0) -> Leak:
-        """Take images out of updates; what does not pass `verify` is left out.
-
-        Parameters
-        ----------
-        payload
-            What this attack's `payload` made.
-        updates
-            The answers: of single clients, or their sum under secure aggregation.
-        round
-            Written into the leak.
-
-        Returns
-        -------
-        Leak
-            On the CPU, without labels. `meta` counts `candidates` and `accepted`.
+        Nothing is drawn, so `seed` is not used; `round` is written into the leak. The leak is on the CPU and without
+        labels; its meta counts `candidates` and `accepted`.
         """
         weight, bias = (updates.tensors[name] for name in self.reads)
-        known_bias = bias if len(bias) == len(weight) else None
-        clients = updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])
-        at_once = max(1, VALUES_AT_ONCE // weight[0].numel())
-        parts, seen = [], 0
-        for start in range(0, len(weight), at_once):
-            group = slice(start, start + at_once)
-            chunk_bias = None if known_bias is None else known_bias[group]
-            found = self.candidates(payload, weight[group], chunk_bias, updates.kind == "delta")
+        clients, parts, seen = senders(updates, weight), [], 0
+        for group in slices(weight):
+            own_bias = bias[group] if len(bias) == len(weight) else None
+            found = self.candidates(payload, weight[group], own_bias, updates.kind == "delta")
+            verdict = self.judge(payload, found)
+            good = verdict.valid
+            sender, neuron = clients[group][found.row[good]], found.neuron[good]
+            images, confidence = found.images[good].clamp(0, 1), verdict.confidence[good]
+            parts.append(as_leak(payload, images, confidence, sender, neuron, round))
             seen += len(found.images)
-            parts.append(self._leak(payload, found, clients[group], round))
-        leak = merge(parts)
-        meta = {"attack": type(self).__name__, **asdict(self), "round": round, "kind": updates.kind}
-        meta |= {"summed": updates.summed, "clients": len(updates), "candidates": seen, "accepted": len(leak)}
-        return Leak(leak.images, leak.confidence, leak.client, leak.round, leak.bin, meta=meta)
+        return self.gather(parts, updates, round=round, candidates=seen)
 
     def judge(self, payload: Payload, found: Candidates) -> Verdict:
         """Which candidates the attacker believes: `verify`, each with the bin that it came from."""
-        notes = payload.model.block.notes
-        vector, low, high = (None if note is None else note.to(found.images.device) for note in notes)
-        if low is not None:
-            low, high = low[found.neuron], high[found.neuron]
+        vector = low = high = None
+        if payload.model.block.bins is not None:
+            bins = payload.model.block.bins.to(found.images)
+            vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
         return verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
 
-    def _leak(self, payload: Payload, found: Candidates, clients: Tensor, round: int) -> Leak:
-        verdict = self.judge(payload, found)
-        kept = verdict.valid
-        images = found.images[kept].clamp(0, 1).unflatten(1, payload.model.block.shape).cpu()
-        client = clients.to(found.row.device)[found.row[kept]].cpu()
-        return Leak(
-            images.contiguous(),
-            verdict.confidence[kept].cpu(),
-            client,
-            torch.full_like(client, round),
-            found.neuron[kept].cpu(),
-        )
+    def gather(self, parts: Sequence[Leak], updates: Updates, **about: object) -> Leak:
+        """One leak of all parts; its meta tells the attack, its settings and what was attacked."""
+        leak = merge(parts)
+        meta = {"attack": self.name, **asdict(self), "kind": updates.kind, "summed": updates.summed}
+        return replace(leak, meta={**meta, "clients": len(updates), "accepted": len(leak), **about})
+
+
+def slices(weight: Tensor) -> Iterator[slice]:
+    """Rows of fc1's update (K, n, d), in parts to be looked at in one go."""
+    at_once = max(1, VALUES_AT_ONCE // weight[0].numel())
+    for start in range(0, len(weight), at_once):
+        yield slice(start, start + at_once)
+
+
+def senders(updates: Updates, weight: Tensor) -> Tensor:
+    """(K,) the client that each row of fc1's update is of; -1 for a sum over clients."""
+    return (updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])).to(weight.device)
+
+
+def as_leak(
+    payload: Payload, images: Tensor, confidence: Tensor, client: Tensor, neuron: Tensor, round: int = 0
+) -> Leak:
+    """A leak on the CPU of flat images (M, d) in [0, 1]; all else is (M,)."""
+    images = images.unflatten(1, payload.model.block.shape).float().cpu().contiguous()
+    client = client.cpu()
+    return Leak(images, confidence.float().cpu(), client, torch.full_like(client, round), neuron.cpu())
 
 
 def exact_ratio(weight: Tensor, bias: Tensor, input_scale: float = 1.0, *, largest: Tensor | None = None) -> Candidates:
@@ -151,23 +156,3 @@ def exact_ratio(weight: Tensor, bias: Tensor, input_scale: float = 1.0, *, large
     divisor = bias[row, neuron]
     images = weight[row, neuron] / (divisor * input_scale).unsqueeze(1)
     return Candidates(row, neuron, images, UNIT_ROUNDOFF * largest[row, 0] / divisor.abs())
-
-
-def direction_in_bin(payload: Payload, weight: Tensor, delta: bool, *, eight_bit: bool) -> Candidates:
-    """Images from weight updates alone: their direction, scaled into the bin they came from (`fit_scale`).
-
-    For bounded bins, where an unused neuron's update is exactly zero. Needed where the bias update is summed over
-    clients (secure aggregation), and for weight differences: the bias of a narrow bin is a large number, in whose
-    float32 rounding the small change of one local step is lost.
-    """
-    vector, low, high = (note.to(weight.device) for note in payload.model.block.notes)
-    row, neuron = weight.abs().amax(2).nonzero(as_tuple=True)
-    directions = weight[row, neuron]
-    directions = directions * directions.sum(1, keepdim=True).sign()
-    scale = fit_scale(directions, vector, low[neuron], high[neuron], eight_bit=eight_bit)
-    images = directions * scale.unsqueeze(1)
-    noise = torch.full_like(scale, UNIT_ROUNDOFF)
-    if delta:  # weights were rounded once, when the local step changed them
-        rounding = UNIT_ROUNDOFF * payload.parameters["block.fc1.weight"][neuron].abs().amax(1)
-        noise = noise + rounding * scale.abs()
-    return Candidates(row, neuron, images, noise)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leaklearn.attacks.linear.bins import Bins
 from leaklearn.federated.exchange import Payload
 
 
@@ -31,18 +32,12 @@ class LeakyBlock(nn.Module):
         Activation min(max(y, 0), 1), which passes gradient only inside (0, 1), instead of ReLU.
     gain
         Size of fc2: neurons add up to an image of about unit contrast when gain is about 1 / (n * mean activation).
+    bins
+        The bins of the neurons; None where rows are random. The attacker's own, not part of what is sent.
     conv_scale
         None: no convolution. Else the convolutional scaling factor of LOKI's identity mapping set: a 3x3 convolution
         that copies channel c times conv_scale (LOKI, section 3.6).
-
-    Attributes
-    ----------
-    notes : tuple
-        The attacker's own, not part of what is sent: the measurement's vector (d,), and lower and upper edges of the
-        bins ((n,) each), None where the attack has no bins.
     """
-
-    notes: tuple[Tensor, Tensor | None, Tensor | None]
 
     def __init__(
         self,
@@ -52,10 +47,11 @@ class LeakyBlock(nn.Module):
         *,
         bounded: bool,
         gain: float,
+        bins: Bins | None = None,
         conv_scale: float | None = None,
     ) -> None:
         super().__init__()
-        self.shape, self.bounded = tuple(shape), bounded
+        self.shape, self.bounded, self.bins = tuple(shape), bounded, bins
         neurons, size = weight.shape
         self.conv = None
         if conv_scale is not None:
@@ -72,10 +68,20 @@ class LeakyBlock(nn.Module):
             self.fc2.weight.copy_((gain * pattern).view(-1, 1).expand(-1, neurons))
             self.fc2.bias.zero_()
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """What fc1 sees: (N, C, H, W) in [0, 1] -> (N, d)."""
-        mapped = images if self.conv is None else F.relu(self.conv(images))
-        return mapped.flatten(1)
+    @property
+    def cumulative(self) -> bool:
+        """Whether a neuron is reached by the images of its own bin and of all bins above, as with ReLU."""
+        return self.bins is not None and not self.bounded
+
+    def by_bin(self, update: Tensor) -> Tensor:
+        """The neurons' update (K, n, ...) -> what each bin's own images gave: ReLU neurons less the one above."""
+        return torch.cat([update[:, :-1] - update[:, 1:], update[:, -1:]], 1) if self.cumulative else update
+
+    def inputs(self, images: Tensor, kernels: Tensor | None = None) -> Tensor:
+        """What fc1 sees: (N, C, H, W) in [0, 1] -> (N, d); `kernels` stand in for the convolution's own weight."""
+        if self.conv is None:
+            return images.flatten(1)
+        return F.relu(self.conv(images) if kernels is None else F.conv2d(images, kernels, padding=1)).flatten(1)
 
     def activation(self, measured: Tensor) -> Tensor:
         """Of fc1's outputs."""
@@ -86,8 +92,27 @@ class LeakyBlock(nn.Module):
         active = self.activation(self.fc1(self.inputs(images)))
         return F.relu(self.fc2(active)).unflatten(1, self.shape)
 
-    def extra_repr(self) -> str:
-        return f"bounded={self.bounded}"
+
+def bounded_rows(vector: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """fc1 of bounded bins, (h(x) - low) / (high - low): float64 edges (..., n) -> weight (..., n, d), bias (..., n)."""
+    width = high - low
+    return vector / width.to(vector.dtype).unsqueeze(-1), -(low / width)
+
+
+def bounded_block(
+    shape: tuple[int, int, int], vector: Tensor, low: Tensor, high: Tensor, conv_scale: float | None = None
+) -> LeakyBlock:
+    """Bounded bins with float64 edges (n,), each of some width: see `bounded_rows`."""
+    empty = int((~(high > low)).sum())
+    if empty:
+        raise ValueError(
+            f"{empty} of {len(low)} bins have no width: the public images have too few different measurements for "
+            "that many bins; use distribution='normal' or fewer bins"
+        )
+    weight, bias = bounded_rows(vector, low, high)
+    weight, gain = weight / (conv_scale or 1.0), 2 / len(low)
+    bins = Bins(vector, low.float(), high.float())
+    return LeakyBlock(shape, weight, bias, bounded=True, gain=gain, bins=bins, conv_scale=conv_scale)
 
 
 class LeakyNetwork(nn.Module):
@@ -97,8 +122,6 @@ class LeakyNetwork(nn.Module):
 
     Parameters
     ----------
-    block, network
-        The two.
     skip
         Add the image itself to what the block makes of it (the connection "addition" of Geiping's `breaching`). All
         neurons that an image activates still get the same dL/da, for fc2's columns are the same, so images leak as
@@ -137,15 +160,8 @@ class LeakyNetwork(nn.Module):
 
 
 def with_skip(payload: Payload, feature_scale: float = 1.0) -> Payload:
-    """The same malicious payload with a connection past the block and scaled features, see `LeakyNetwork`.
-
-    Raises
-    ------
-    ValueError
-        If the payload's model is no `LeakyNetwork`.
-    """
-    if not isinstance(payload.model, LeakyNetwork):
-        raise ValueError(f"a skip goes past a malicious block, which {type(payload.model).__name__} has none of")
-    return replace(
-        payload, model=LeakyNetwork(payload.model.block, payload.model.network, skip=True, feature_scale=feature_scale)
-    )
+    """The same malicious payload with a connection past the block and scaled features, see `LeakyNetwork`."""
+    model = payload.model
+    if not isinstance(model, LeakyNetwork):
+        raise ValueError(f"a skip goes past a malicious block, which {type(model).__name__} has none of")
+    return replace(payload, model=LeakyNetwork(model.block, model.network, skip=True, feature_scale=feature_scale))

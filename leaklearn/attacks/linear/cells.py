@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # What a bin was seen to hold, of images that were not known before.
@@ -47,35 +48,24 @@ class Cells:
         ones = torch.ones(clients, 1, dtype=torch.float64, device=device)
         return cls(0 * ones, ones, images * ones)
 
-    def bins(self, count: int, share: float = 1.0, load: float = 1.0) -> tuple[Tensor, Tensor]:
+    def bins(self, count: int, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """Cut `count` bins, each with as many expected images as any other, as far as that goes.
 
-        A bin never reaches over a gap between cells, where images may lie that are known already. Where more images
-        are expected than `load` a bin, the bins are spent on the first cells only: n bins over N images isolate about
-        N exp(-N/n) of them, which is largest at N = n.
+        A client uses a `share` of its images in the round. A bin never reaches over a gap between cells, where images
+        may lie that are known already. Where more images are expected than there are bins, these are spent on the first
+        cells only: n bins over N images isolate about N exp(-N/n) of them, which is largest at N = n.
 
-        Parameters
-        ----------
-        count
-            Bins of each client.
-        share
-            Share of a client's images that it uses in the round.
-        load
-            Largest expected number of images in a bin.
-
-        Returns
-        -------
-        tuple of Tensor
-            Lower and upper ends (K, count) float64, rising; `NOWHERE` for bins that have nothing to look for.
+        Returns lower and upper ends (K, count) float64, rising; `NOWHERE` for bins that have nothing to look for.
         """
-        if count < 1 or not 0 < share <= 1 or not load > 0:
-            raise ValueError(f"{count} bins for a share {share} at load {load}: take at least 1, (0, 1] and above 0")
+        if count < 1 or not 0 < share <= 1:
+            raise ValueError(f"{count} bins for a share {share}: take at least 1, and a share in (0, 1]")
         expected = share * self.mass
         total = expected.cumsum(1)
-        usable = total[:, -1:].clamp_max(count * load)
+        usable = total[:, -1:].clamp_max(count)
         ends = total.minimum(usable)
         used = ends.diff(dim=1, prepend=torch.zeros_like(usable))
-        segment = self._segments()
+        # The run of touching cells that each cell belongs to.
+        segment = F.pad((self.low[:, 1:] > self.high[:, :-1]).long().cumsum(1), (1, 0))
         wanted = torch.zeros_like(used).scatter_add(1, segment, used)
         bins_of = _largest_remainder(count * wanted / usable.clamp_min(1e-300), count)
         room = torch.zeros_like(used).scatter_add(1, segment, (self.high - self.low) * (used > 0)) / NARROWEST
@@ -92,23 +82,13 @@ class Cells:
         idle = (step <= 0) | (high <= low) | (number >= upto[:, -1:])
         return torch.where(idle, NOWHERE, low), torch.where(idle, NOWHERE, high)
 
-    def _segments(self) -> Tensor:
-        """(K, I) number of the run of touching cells that each cell belongs to."""
-        gap = self.low[:, 1:] > self.high[:, :-1]
-        return torch.nn.functional.pad(gap.long().cumsum(1), (1, 0))
-
     def _position(self, x: Tensor, ends: Tensor, expected: Tensor, segment: Tensor, mine: Tensor, *, upper: bool):
         """Where the expected number of images below reaches x, inside the segments `mine`."""
-        cell = torch.searchsorted(ends, x, right=not upper)
-        places = torch.arange(ends.shape[1], device=x.device).expand_as(segment)
-        first = torch.full_like(segment, ends.shape[1]).scatter_reduce(1, segment, places, "amin")
-        last = torch.zeros_like(segment).scatter_reduce(1, segment, places, "amax")
-        cell = cell.maximum(first.gather(1, mine)).minimum(last.gather(1, mine))
-        before = (ends.gather(1, cell) - expected.gather(1, cell)).clamp_min(0)
-        before = torch.where(cell > 0, ends.gather(1, (cell - 1).clamp_min(0)), before * 0)
-        part = ((x - before) / expected.gather(1, cell).clamp_min(1e-300)).clamp(0, 1)
+        first, last = torch.searchsorted(segment, mine), torch.searchsorted(segment, mine, right=True) - 1
+        cell = torch.searchsorted(ends, x, right=not upper).maximum(first).minimum(last)
+        part = (x - F.pad(ends, (1, 0)).gather(1, cell)) / expected.gather(1, cell).clamp_min(1e-300)
         low, high = self.low.gather(1, cell), self.high.gather(1, cell)
-        return low + part * (high - low)
+        return low + part.clamp(0, 1) * (high - low)
 
     def learn(self, low: Tensor, high: Tensor, seen: Tensor, left: Tensor, share: float = 1.0) -> Cells:
         r"""The belief after a round.
@@ -123,14 +103,12 @@ class Cells:
 
         Parameters
         ----------
-        low, high
-            (K, n) bins of the round, as `bins` gave them.
+        low, high, share
+            (K, n) bins of the round, as `bins` gave them, and the share that was given to it.
         seen
             (K, n) int64: `NONE`, `ONE` or `SEVERAL` images that were not known before, or `UNSEEN`.
         left
             (K,) images of each client that are unknown now.
-        share
-            As given to `bins`.
         """
         points = torch.cat([self.low, self.high, low, high], 1).sort(1).values
         below, above = points[:, :-1], points[:, 1:].contiguous()
@@ -150,11 +128,11 @@ class Cells:
         piece = torch.where(above - below < NARROWEST / 2, 0.0, piece)
         piece = piece * (left.unsqueeze(1) / piece.sum(1, keepdim=True).clamp_min(1e-300))
 
-        kept = piece > 1e-12
-        order = torch.where(kept, below, NOWHERE).argsort(dim=1, stable=True)[:, : max(1, int(kept.sum(1).max()))]
-        kept = kept.gather(1, order)
-        parts = (torch.where(kept, x.gather(1, order), blank) for x, blank in ((below, NOWHERE), (above, NOWHERE)))
-        return Cells(*parts, torch.where(kept, piece.gather(1, order), 0.0))
+        used = piece > 1e-12
+        order = torch.where(used, below, NOWHERE).argsort(dim=1, stable=True)[:, : max(1, int(used.sum(1).max()))]
+        used = used.gather(1, order)
+        columns = ((below, NOWHERE), (above, NOWHERE), (piece, 0.0))
+        return Cells(*(torch.where(used, column.gather(1, order), blank) for column, blank in columns))
 
 
 def at_least_two(rate: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from leaklearn.attacks.linear.blocks import LeakyNetwork
+from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.leaks import Leak
@@ -37,16 +37,10 @@ IMAGES_AT_ONCE = 1024
 
 @dataclass(frozen=True, eq=False)
 class Certainty:
-    """The comparison for M reconstructions.
+    """The comparison for M reconstructions: which are `certain` (M,) bool, exact as far as the attacker can tell.
 
-    Attributes
-    ----------
-    certain : Tensor
-        (M,) bool.
-    error : Tensor
-        (M,) float, |g(y) - db| / max_c |g(c)| at the label that fits best, or at the label that the leak has.
-    labels : Tensor
-        (M,) int64, that label.
+    `error` (M,) is |g(y) - db| / max_c |g(c)| at the label that fits best, or at the label that the leak has; `labels`
+    (M,) int64 are those labels.
     """
 
     certain: Tensor
@@ -54,19 +48,11 @@ class Certainty:
     labels: Tensor
 
 
-def certify(payload: Payload, updates: Updates, leak: Leak, tolerance: float = TOLERANCE) -> Certainty:
+def certify(payload: Payload, updates: Updates, leak: Leak) -> Certainty:
     """Compare the gradient of each reconstruction with the update that it came from.
 
-    Parameters
-    ----------
-    payload
-        What was sent: a malicious block in front of a network.
-    updates
-        What came back from single clients by FedSGD; the leak's images are of these clients.
-    leak
-        What an attack made of the updates. Where it has labels, these are tested, else every label.
-    tolerance
-        Largest error that counts as certain.
+    Payload and updates are what was sent and what came back from single clients by FedSGD; the leak is what an attack
+    made of them. Where it has labels, these are tested, else every label.
 
     Raises
     ------
@@ -78,24 +64,15 @@ def certify(payload: Payload, updates: Updates, leak: Leak, tolerance: float = T
     row = {client: i for i, client in enumerate(updates.clients.tolist())}
     rows = torch.tensor([row[client] for client in leak.client.tolist()], dtype=torch.int64)
     block, device = payload.model.block, payload.device
-    bias = updates.tensors["block.fc1.bias"]
-    if not block.bounded and block.notes[1] is not None:  # ReLU bins: a neuron less its upper neighbour
-        bias = torch.cat([bias[:, :-1] - bias[:, 1:], bias[:, -1:]], 1)
+    bias = block.by_bin(updates.tensors["block.fc1.bias"])
     observed = bias[rows.to(bias.device), leak.bin.to(bias.device)].to(device)
     images = leak.images.to(device, payload.dtype)
-    own = {name.removeprefix("block."): v for name, v in payload.parameters.items() if name.startswith("block.")}
-    total = torch.cat([_sum_of_neurons(block, own, part) for part in images.split(IMAGES_AT_ONCE)])
+    total = torch.cat([_sum_of_neurons(block, payload.parameters, part) for part in images.split(IMAGES_AT_ONCE)])
     gradients = neuron_gradients(payload, images, total, updates.protocol.batch_size)
-    given = None if leak.labels is None else leak.labels.to(device)
-    return compare(gradients, observed, given, tolerance)
+    return compare(gradients, observed, None if leak.labels is None else leak.labels.to(device))
 
 
-def certain(payload: Payload, updates: Updates, leak: Leak, tolerance: float = TOLERANCE) -> Tensor:
-    """(M,) bool: the reconstructions that are exact, as far as the attacker can tell. See `certify`."""
-    return certify(payload, updates, leak, tolerance).certain.cpu()
-
-
-def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None, tolerance: float) -> Certainty:
+def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None = None) -> Certainty:
     """Gradients (M, classes) of each image with each label beside the observed one (M,)."""
     error = (gradients - observed.unsqueeze(1)).abs() / gradients.abs().amax(1, keepdim=True).clamp_min(1e-30)
     least, best = error.min(1)
@@ -103,27 +80,20 @@ def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None, toleranc
         known = labels >= 0
         best = torch.where(known, labels, best)
         least = torch.where(known, error.gather(1, labels.clamp_min(0).unsqueeze(1)).squeeze(1), least)
-    return Certainty(least <= tolerance, least, best)
+    return Certainty(least <= TOLERANCE, least, best)
 
 
 def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size: int) -> Tensor:
-    """Gradient g(y) of a neuron that an image activates, for every label y.
+    """Gradient g(y) of a neuron that an image activates, for every label y: (M, classes).
 
     Parameters
     ----------
     payload
         A malicious block, all columns of fc2 alike, in front of a network.
-    images
-        (M, C, H, W) in [0, 1].
-    total
-        (M,) sum of the neurons that each image makes.
+    images, total
+        (M, C, H, W) in [0, 1], and (M,) the sum s of the neurons that each makes.
     batch_size
         N, images in the client's batch, over which the loss is a mean.
-
-    Returns
-    -------
-    Tensor
-        (M, classes).
     """
     model: LeakyNetwork = payload.model
     column = payload.parameters["block.fc2.weight"][:, 0]
@@ -160,10 +130,7 @@ def check_resynthesis(payload: Payload, updates: Updates) -> None:
         )
 
 
-def _sum_of_neurons(block: torch.nn.Module, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+def _sum_of_neurons(block: LeakyBlock, sent: dict[str, Tensor], images: Tensor) -> Tensor:
     """(M, C, H, W) -> (M,) sum of the active neurons."""
-    mapped = images
-    if block.conv is not None:
-        mapped = torch.relu(torch.nn.functional.conv2d(images, parameters["conv.weight"], padding=1))
-    measured = mapped.flatten(1) @ parameters["fc1.weight"].T + parameters["fc1.bias"]
-    return (measured.clamp(0, 1) if block.bounded else measured.relu()).sum(1)
+    inputs = block.inputs(images, sent.get("block.conv.weight"))
+    return block.activation(inputs @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]).sum(1)

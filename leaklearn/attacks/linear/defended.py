@@ -12,15 +12,15 @@ Then y = (g x + e) / g is the image with pixel noise s / |g|, of which the best 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.base import VALUES_AT_ONCE, LinearLeakage
+from leaklearn.attacks.linear.base import LinearLeakage, as_leak, senders, slices
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.leaks import Leak, merge
+from leaklearn.leaks import Leak
 
 # Standard deviations by which h of a neuron's update must stand out of the noise, for its bin to count as used.
 STANDS_OUT = 4.0
@@ -66,35 +66,25 @@ class Wiener:
         """(R, d) images with pixel noise (R,) of their own -> (R, d) estimates; without noise the images themselves."""
         centred = images - self.mean.to(images)
         vectors, values = self.vectors.to(images), self.values.to(images)
-        kept = values / (values + noise.square().unsqueeze(1)).clamp_min(torch.finfo(images.dtype).tiny)
-        found = self.mean.to(images) + (centred @ vectors * kept) @ vectors.T
+        share = values / (values + noise.square().unsqueeze(1)).clamp_min(torch.finfo(images.dtype).tiny)
+        found = self.mean.to(images) + (centred @ vectors * share) @ vectors.T
         return torch.where(noise.unsqueeze(1) > 0, found, images)
 
 
 def reconstruct_defended(
-    attack: LinearLeakage,
-    payload: Payload,
-    updates: Updates,
-    noise: Tensor,
-    wiener: Wiener,
-    *,
-    round: int = 0,
+    attack: LinearLeakage, payload: Payload, updates: Updates, noise: Tensor, wiener: Wiener
 ) -> Leak:
     """Take images out of defended updates, see the module's text.
 
     Parameters
     ----------
-    attack
-        Robbing the Fed or LOKI, whose bins the payload has.
-    payload, updates
-        As for `LinearLeakage.reconstruct`.
+    attack, payload, updates
+        Robbing the Fed or LOKI, what it sent and what came back.
     noise
         (K,) s >= 0: the standard deviation of the defence's error on a coordinate of fc1's weight update, for every row
         of it. 0 for errors that are no noise (signs, dropped coordinates): then bins give the scale, and no more.
     wiener
         What the attacker knows of images.
-    round
-        Written into the leak.
 
     Returns
     -------
@@ -107,24 +97,17 @@ def reconstruct_defended(
     ValueError
         If the attack has no bins, or `noise` is not one value a row.
     """
-    weight = updates.tensors[attack.reads[0]]
-    vector, low, high = payload.model.block.notes
-    if low is None:
+    block, weight = payload.model.block, updates.tensors[attack.reads[0]]
+    if block.bins is None:
         raise ValueError(f"{type(attack).__name__} has no bins that could tell an image's scale; take one that has")
     if noise.shape != (len(weight),):
         raise ValueError(f"noise is one value for each of {len(weight)} rows, not {tuple(noise.shape)}")
-    clients = updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])
-    middle = bin_middles(low, high).to(weight)
-    vector, noise = vector.to(weight), noise.to(weight)
-    if not payload.model.block.bounded:  # neighbouring ReLU bins differ by one bin's images, and have two noises
+    vector, middle, noise = (value.to(weight) for value in (block.bins.vector, block.bins.middles, noise))
+    if block.cumulative:  # neighbouring ReLU bins differ by one bin's images, and have two noises
         noise = noise * 2**0.5
-    at_once = max(1, VALUES_AT_ONCE // weight[0].numel())
-    parts = []
-    for start in range(0, len(weight), at_once):
-        group = slice(start, start + at_once)
-        value = weight[group]
-        if not payload.model.block.bounded:
-            value = torch.cat([value[:, :-1] - value[:, 1:], value[:, -1:]], 1)
+    clients, parts = senders(updates, weight), []
+    for group in slices(weight):
+        value = block.by_bin(weight[group])
         measured = value @ vector
         floor = STANDS_OUT * vector.norm() * noise[group].unsqueeze(1)
         floor = torch.maximum(floor, ROUNDING * measured.abs().amax(1, keepdim=True))
@@ -133,22 +116,5 @@ def reconstruct_defended(
         row, neuron = ((measured.abs() > floor) & (pixel <= LARGEST_NOISE) & (middle > 0)).nonzero(as_tuple=True)
         pixel = pixel[row, neuron]
         images = wiener.filter(value[row, neuron] / factor[row, neuron].unsqueeze(1), pixel).clamp(0, 1)
-        parts.append(
-            Leak(
-                images.unflatten(1, payload.model.block.shape).float().cpu().contiguous(),
-                (1 / (1 + 100 * pixel.square())).float().cpu(),
-                clients[group.start : group.stop].cpu()[row.cpu()],
-                torch.full((len(row),), round),
-                neuron.cpu(),
-            )
-        )
-    leak = merge(parts)
-    meta = {"attack": f"{type(attack).__name__}, defence known", **asdict(attack), "round": round}
-    meta |= {"kind": updates.kind, "summed": updates.summed, "clients": len(updates), "accepted": len(leak)}
-    return Leak(leak.images, leak.confidence, leak.client, leak.round, leak.bin, meta=meta)
-
-
-def bin_middles(low: Tensor, high: Tensor) -> Tensor:
-    """(n,) middle of each bin's part above 0, for no image is darker than black; the lower edge where it is open."""
-    low = low.clamp_min(0)
-    return torch.where(high.isfinite(), (low + high.clamp_min(0)) / 2, low)
+        parts.append(as_leak(payload, images, 1 / (1 + 100 * pixel.square()), clients[group][row], neuron))
+    return attack.gather(parts, updates, defence_known=True)

@@ -30,7 +30,7 @@ RESYNTHESIS_ERROR = 2e-6
 EXPLAINED = 1e-4
 
 
-class Bins(NamedTuple):
+class UsedBins(NamedTuple):
     """R bins that gave an update: row of the client, round, neuron (R,), edges (R,), dL/db (R,), dL/dW (R, d).
 
     `noise` (R,) is the rounding error of a pixel of dW / db.
@@ -45,61 +45,42 @@ class Bins(NamedTuple):
     weight: Tensor
     noise: Tensor
 
-    def pick(self, which: Tensor) -> Bins:
+    def pick(self, which: Tensor) -> UsedBins:
         """Some of them."""
-        return Bins(*(column[which] for column in self))
+        return UsedBins(*(column[which] for column in self))
 
 
 class Solved(NamedTuple):
-    """What R bins hold beside known images.
+    """What R bins hold beside known images: nothing (`explained`, (R,) bool), or `one` image, or something else.
 
-    Attributes
-    ----------
-    explained : Tensor
-        (R,) bool: nothing.
-    one : Tensor
-        (R,) bool: one image, `images` (R, d); zero elsewhere.
-    bias : Tensor
-        (R,) the part of dL/db that this image gave.
-    confidence : Tensor
-        (R,) of `verify`.
-    labels : Tensor
-        (R,) int64, -1 as long as the gradient was not compared.
+    `images` (R, d) is that image, zero elsewhere; `bias` (R,) the part of dL/db that it gave; `labels` (R,) int64 its
+    label, -1 as long as the gradient was not compared.
     """
 
     explained: Tensor
     one: Tensor
     images: Tensor
     bias: Tensor
-    confidence: Tensor
     labels: Tensor
 
 
-def solve(bins: Bins, known: Tensor, gradients: Tensor, vector: Tensor, *, eight_bit: bool = True) -> Solved:
+def solve(bins: UsedBins, known: Tensor, gradients: Tensor, vector: Tensor, *, eight_bit: bool = True) -> Solved:
     """Look for one new image in each bin.
 
     Parameters
     ----------
     bins
-        All with the same number m <= `MOST_KNOWN` of known images whose measurement lies in them.
-    known
-        (R, m, d) these images.
-    gradients
-        (R, m) what each gives to its bin's dL/db if it was in the batch.
-    vector
-        (d,) of the measurement.
-    eight_bit
-        See `verify`.
-
-    Raises
-    ------
-    ValueError
-        For more known images than `MOST_KNOWN`.
+        All with the same number m of known images whose measurement lies in them. A ValueError refuses more than
+        `MOST_KNOWN`.
+    known, gradients
+        (R, m, d) these images, and (R, m) what each gives to its bin's dL/db if it was in the batch.
+    vector, eight_bit
+        As in `verify`.
     """
     count = known.shape[1]
     if count > MOST_KNOWN:
         raise ValueError(f"{count} known images in a bin have {2**count} subsets; at most {MOST_KNOWN} are tried")
-    subsets = _subsets(count, bins.bias.dtype, bins.bias.device)
+    subsets = _subsets(count, bins.bias)
     size = torch.cat([bins.bias.abs().unsqueeze(1), gradients.abs()], 1).amax(1)
     left = bins.bias.unsqueeze(1) - gradients @ subsets.T
     measured = (bins.weight @ vector).unsqueeze(1) - (gradients * (known @ vector)) @ subsets.T
@@ -117,22 +98,20 @@ def solve(bins: Bins, known: Tensor, gradients: Tensor, vector: Tensor, *, eight
     row, which = open_.nonzero(as_tuple=True)
 
     at_once = max(1, VALUES_AT_ONCE // max(1, bins.weight.shape[1]))
+    images, bias, one = torch.zeros_like(bins.weight), torch.zeros_like(bins.bias), torch.zeros_like(explained)
     parts = []
-    for begin in range(0, len(row), at_once):
-        r, s = row[begin : begin + at_once], which[begin : begin + at_once]
-        taken = torch.einsum("rm,rmd->rd", gradients[r] * subsets[s], known[r])
-        candidate = (bins.weight[r] - taken) / left[r, s].unsqueeze(1)
+    for r, s in zip(row.split(at_once), which.split(at_once), strict=True):
+        known_part = torch.einsum("rm,rmd->rd", gradients[r] * subsets[s], known[r])
+        candidate = (bins.weight[r] - known_part) / left[r, s].unsqueeze(1)
         verdict = verify(candidate, vector, bins.low[r], bins.high[r], noise[r, s], eight_bit=eight_bit)
         good = verdict.valid
         parts.append((r[good], candidate[good], left[r, s][good], verdict.confidence[good]))
-    images, bias = torch.zeros_like(bins.weight), torch.zeros_like(bins.bias)
-    confidence, one = torch.zeros_like(bins.bias), torch.zeros_like(explained)
     if parts:
-        r, candidate, rest, sure = (torch.cat(column) for column in zip(*parts, strict=True))
-        best = first_of_each(r, -sure)
+        r, candidate, rest, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
+        best = first_of_each(r, -confidence)
         r = r[best]
-        images[r], bias[r], confidence[r], one[r] = candidate[best], rest[best], sure[best], True
-    return Solved(explained, one, images, bias, confidence, torch.full_like(bins.row, -1))
+        images[r], bias[r], one[r] = candidate[best], rest[best], True
+    return Solved(explained, one, images, bias, torch.full_like(bins.row, -1))
 
 
 def first_of_each(group: Tensor, rank: Tensor) -> Tensor:
@@ -145,10 +124,10 @@ def first_of_each(group: Tensor, rank: Tensor) -> Tensor:
     return order[first]
 
 
-def _subsets(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _subsets(count: int, like: Tensor) -> Tensor:
     """(2^m, m) all choices of m things as 0 and 1, none first."""
-    number = torch.arange(2**count, device=device).unsqueeze(1)
-    return ((number >> torch.arange(count, device=device)) & 1).to(dtype)
+    number = torch.arange(2**count, device=like.device).unsqueeze(1)
+    return ((number >> torch.arange(count, device=like.device)) & 1).to(like.dtype)
 
 
 def in_bins(measured: Tensor, low: Tensor, high: Tensor, row: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ ReLU behind it,
     dL/dc = dL/dZ 1        (m,)
 
 A singular value decomposition gives dL/dW = L R with L (m, b); hence dL/dZ = L Q and X^T = Q^-1 R for some invertible Q
-(theorem 3.1 there). The columns of Q are those directions q for which L q is sparse (`leaklearn.attacks.linear.sparse`
-looks for them), each up to a factor; the factors follow from L Q 1 = dL/dc. Whether an image is right can be told
-without the truth: it must activate the neurons that have a gradient, and no others.
+(theorem 3.1 there). The columns of Q are those directions q for which L q is sparse, for ReLU made about half of the
+entries of dL/dZ zero; each is found up to a factor, and the factors follow from L Q 1 = dL/dc. Whether an image is
+right can be told without the truth: it must activate the neurons that have a gradient, and no others.
+
+Given an orthonormal basis A (m, b) of the space of L, two searches look for q with many zeros in A q.
 """
 
 from __future__ import annotations
@@ -19,19 +21,29 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.sparse import independent, polish, reweighted, sample_kernels, zeros
+from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
-SEARCHES = {"sample": sample_kernels, "reweight": reweighted}
 # Singular values below this share of the largest are rounding of float32 updates.
 RANK_TOLERANCE = 1e-5
 # Rows of the gradient smaller than this share of the largest belong to neurons that no image activates.
 DEAD = 1e-6
+# Entries below this share of the largest count as zero: float32 leaves 1e-6, entries of a ReLU layer are seldom < 1e-3.
+ZERO = 1e-4
+# Least share of zeros that makes a direction a candidate.
+SPARSITY = 0.1
+# Least norm of what an independent direction adds to the span of those before.
+RESIDUAL = 1e-3
 # Share of the neurons at which activation and gradient must agree for an image to be believed.
 AGREEMENT = 0.98
 # Pixels may leave [0, 1] by so much.
 RANGE_SLACK = 0.02
+# Kernels or restarts computed in one batched call: about 32 MiB of float64 for the matrices.
+VALUES_AT_ONCE = 4_000_000
+# Of `reweighted`: at batch 32 and 512 neurons a faster fall of epsilon (0.8), or one that begins at a tenth, finds half
+# as many directions; a slower one (0.9) finds a tenth more.
+STEPS, DECAY = 60, 0.85
 
 
 @dataclass(frozen=True)
@@ -47,41 +59,32 @@ class Spear:
         Submatrices, or starts, in one attempt.
     attempts : int
         After each attempt the images are tested; the search ends when all are right, or after so many.
-    sparsity : float
-        Least share of zeros that makes a direction a candidate.
-    seed : int
-        Of the search.
-
-    Raises
-    ------
-    ValueError
-        For an unknown search or a number out of range.
     """
 
     search: str = "reweight"
     tries: int = 64
     attempts: int = 16
-    sparsity: float = 0.1
-    seed: int = 0
+
+    source = 'Dimitrov et al., "SPEAR", NeurIPS 2024, arXiv 2403.03945; reweighted search: ours'
+    reads = None
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
             raise ValueError(f"unknown search {self.search!r}; choose one of {', '.join(SEARCHES)}")
-        if self.tries < 1 or self.attempts < 1 or not 0 < self.sparsity < 1:
-            raise ValueError(f"tries {self.tries} and attempts {self.attempts} are at least 1, sparsity in (0, 1)")
+        if self.tries < 1 or self.attempts < 1:
+            raise ValueError(f"tries {self.tries} and attempts {self.attempts} are at least 1")
 
-    def reconstruct(self, payload: Payload, updates: Updates, round: int = 0) -> Leak:
-        """Images of single clients' FedSGD updates.
+    @property
+    def name(self) -> str:
+        return "spear" if self.search == "sample" else "spear_reweighted"
 
-        Parameters
-        ----------
-        payload
-            An honest network whose first layer is fully connected with ReLU behind it (`leaklearn.models`: "mlp" with
-            norm "none").
-        updates
-            Gradients of single clients.
-        round
-            Written into the leak.
+    def payload(self, model: nn.Module, public: ImageSet) -> Payload:
+        """The honest model; its first layer must be fully connected with ReLU behind it: "mlp" with norm "none"."""
+        first_layer(model)
+        return Payload.of(model)
+
+    def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0) -> Leak:
+        """Images of single clients' FedSGD updates of an honest network; `seed` is of the search.
 
         Returns
         -------
@@ -92,43 +95,30 @@ class Spear:
         Raises
         ------
         ValueError
-            For another first layer, sums over clients or weight differences.
+            For another first layer (see `payload`), sums over clients or weight differences.
         """
         if updates.summed or updates.kind != "gradient":
             raise ValueError(f"{updates!r}: the images are in the gradient of a single client")
-        name = first_layer(payload.model)
-        weight, bias = (payload.parameters[f"{name}.{part}"].double() for part in ("weight", "bias"))
-        generator = torch.Generator().manual_seed(self.seed)
+        names = [f"{first_layer(payload.model)}.{part}" for part in ("weight", "bias")]
+        layer = [payload.parameters[name].double() for name in names]
+        generator = torch.Generator().manual_seed(seed)
         parts = []
         # One client after another: each is a search of its own size, batched over its tries.
-        for row in range(len(updates)):
-            gradients = (updates.tensors[f"{name}.{part}"][row].double() for part in ("weight", "bias"))
-            inputs, agreement = self.recover(*gradients, weight, bias, generator)
+        for row, client in enumerate(updates.clients):
+            inputs, agreement = self.recover(*(updates.tensors[n][row].double() for n in names), *layer, generator)
             images = _denormalise(inputs, payload)
-            kept = (agreement >= AGREEMENT) & (images.amin(1) >= -RANGE_SLACK) & (images.amax(1) <= 1 + RANGE_SLACK)
-            parts.append((images[kept].clamp(0, 1).cpu(), agreement[kept].cpu(), row, kept.nonzero().flatten().cpu()))
-        images, confidence, _, position = (
-            torch.cat(x) if i != 2 else x for i, x in enumerate(zip(*parts, strict=True))
-        )
-        client = torch.cat([updates.clients[row].expand(len(found)) for found, _, row, _ in parts])
-        shape = tuple(payload.model.shape)
-        meta = {"attack": type(self).__name__, **asdict(self), "round": round, "clients": len(updates)}
-        columns = (confidence.float(), client, torch.full_like(client, round), position)
-        return Leak(images.float().unflatten(1, shape).contiguous(), *columns, meta=meta)
+            good = (agreement >= AGREEMENT) & (images.amin(1) >= -RANGE_SLACK) & (images.amax(1) <= 1 + RANGE_SLACK)
+            position = good.nonzero().flatten()
+            parts.append((images[good].clamp(0, 1), agreement[good], client.expand(len(position)), position))
+        images, agreement, client, position = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        images = images.float().unflatten(1, tuple(payload.model.shape)).contiguous()
+        meta = {"attack": self.name, **asdict(self), "seed": seed, "clients": len(updates)}
+        return Leak(images, agreement.float(), client, torch.zeros_like(client), position, meta=meta)
 
     def recover(
         self, weight_gradient: Tensor, bias_gradient: Tensor, weight: Tensor, bias: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Inputs of the layer from its gradient, all float64.
-
-        Parameters
-        ----------
-        weight_gradient, bias_gradient
-            (m, n) and (m,).
-        weight, bias
-            (m, n) and (m,) of the layer, for the test of agreement.
-        generator
-            Of the search.
+        """Inputs of the layer from its gradient, all float64: (m, n) and (m,), twice.
 
         Returns
         -------
@@ -149,10 +139,10 @@ class Spear:
         basis, triangle = torch.linalg.qr(left[live] / left[live].norm(dim=1, keepdim=True))
         found = known = basis.new_zeros(0, rank)
         best = nothing
-        least = max(rank, round(self.sparsity * len(basis)))
+        least = max(rank, round(SPARSITY * len(basis)))
         for _ in range(self.attempts):
             found = torch.cat([found, SEARCHES[self.search](basis, self.tries, least, generator, known)])
-            found = polish(basis, found[different(found, basis)])
+            found = polish(basis, found[_different(found, basis)])
             known = found[independent(found, -zeros(basis, found), rank)]
             if len(known) < rank:
                 continue
@@ -169,21 +159,118 @@ class Spear:
         return best
 
 
-def different(found: Tensor, basis: Tensor) -> Tensor:
-    """Positions of different directions, the sparsest of each first."""
-    order = zeros(basis, found).argsort(descending=True, stable=True)
-    alike = (found[order] @ found[order].T).abs() > 1 - 1e-6
-    return order[~alike.tril(-1).any(1)]
+def sample_kernels(
+    basis: Tensor, count: int, least: int, generator: torch.Generator, found: Tensor | None = None
+) -> Tensor:
+    """SPEAR's search: kernels of random (b - 1, b) submatrices (Dimitrov et al., NeurIPS 2024, section 3.3).
+
+    If the b - 1 chosen rows are all zero in column j of dL/dZ, their kernel is that column's q. With half of the
+    entries zero, that happens once in 2^(b-1) samples for each column.
+
+    Parameters
+    ----------
+    basis
+        (m, b) A.
+    count
+        Submatrices to sample.
+    least
+        Zeros that A q must have to be returned; a kernel of wrong rows has b - 1.
+    found
+        Directions that are known already; samples do not depend on them.
+
+    Returns
+    -------
+    Tensor
+        (R, b) unit vectors, with repeats.
+    """
+    rows, size = basis.shape
+    at_once = max(1, VALUES_AT_ONCE // (size * size + rows))
+    # Below, the last entry of q is set to 1; after a random rotation it is 0 for no column.
+    turn = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q.to(basis)
+    turned, sparse = basis @ turn, []
+    for begin in range(0, count, at_once):
+        samples = min(at_once, count - begin)
+        chosen = torch.rand(samples, rows, generator=generator).topk(size - 1, dim=1).indices.to(basis.device)
+        matrix = turned[chosen]
+        # The kernel is the solution of a square system; it is singular, and skipped, where the rows are dependent.
+        solved, info = torch.linalg.solve_ex(matrix[:, :, :-1], -matrix[:, :, -1:])
+        q = torch.cat([solved.squeeze(2), solved.new_ones(samples, 1)], 1)[info == 0]
+        q = q @ turn.T / q.norm(dim=1, keepdim=True)
+        sparse.append(q[zeros(basis, q) >= least])
+    return torch.cat(sparse)
+
+
+def reweighted(
+    basis: Tensor, count: int, least: int, generator: torch.Generator, found: Tensor | None = None
+) -> Tensor:
+    r"""Sparse vectors by iteratively reweighted least squares, from `count` random starts.
+
+    Minimises :math:`\sum_i |(A q)_i|` over the unit sphere, whose local minima are the sparse columns when A has rows
+    enough (Sun, Qu and Wright, "Complete Dictionary Recovery over the Sphere", IEEE Trans. Inf. Theory 2017). That
+    dictionary learning takes SPEAR beyond sampling was shown by SPEAR++ (Bakarsky et al., arXiv 2510.24200); the
+    iteration below is ours. A start is a random row of A, less its part in the span of what was found before, so that
+    each attempt looks for what is missing. One step of inverse iteration is
+
+    .. math:: q \leftarrow M^{-1} q / |M^{-1} q|, \quad M = A^T \mathrm{diag}((A q)_i^2 + \epsilon^2)^{-1/2} A
+
+    with epsilon falling from the root mean square of A q to 1e-4 of it. The cost of a step is polynomial:
+    O(m b^2 + b^3). Parameters and result as in `sample_kernels`; `found` (R, b) are the directions found before.
+    """
+    rows, size = basis.shape
+    at_once = max(1, VALUES_AT_ONCE // (rows * size))
+    sparse = []
+    for begin in range(0, count, at_once):
+        start = torch.randint(rows, (min(at_once, count - begin),), generator=generator)
+        q = basis[start.to(basis.device)]
+        if found is not None and 0 < len(found) < size:
+            span = torch.linalg.qr(found.T).Q
+            q = q - (q @ span) @ span.T
+        q = q / q.norm(dim=1, keepdim=True)
+        for step in range(STEPS):
+            epsilon = DECAY**step / rows**0.5
+            weight = ((q @ basis.T).square() + epsilon**2).rsqrt()
+            matrix = (weight.unsqueeze(2) * basis).transpose(1, 2) @ basis
+            q = torch.linalg.solve(matrix, q)
+            q = q / q.norm(dim=1, keepdim=True)
+        sparse.append(q[zeros(basis, q) >= least])
+    return torch.cat(sparse)
+
+
+SEARCHES = {"sample": sample_kernels, "reweight": reweighted}
+
+
+def polish(basis: Tensor, directions: Tensor) -> Tensor:
+    """The same directions (R, b), each as what its zero rows alone say: the kernel of all of them together."""
+    values = (directions @ basis.T).abs()
+    rows = (values < ZERO * values.amax(1, keepdim=True)).to(basis.dtype).unsqueeze(2) * basis
+    return torch.linalg.eigh(rows.transpose(1, 2) @ rows).eigenvectors[:, :, 0]
+
+
+def zeros(basis: Tensor, directions: Tensor) -> Tensor:
+    """How many entries of A q are zero: (m, b) and (R, b) -> (R,) int64."""
+    values = (directions @ basis.T).abs()
+    return (values < ZERO * values.amax(1, keepdim=True)).sum(1)
+
+
+def independent(directions: Tensor, rank: Tensor, most: int) -> Tensor:
+    """Greedy choice of linearly independent unit vectors (R, b), those of least `rank` (R,) first: `most` positions."""
+    rest = directions.clone()
+    left = torch.ones(len(rest), dtype=torch.bool, device=rest.device)
+    chosen: list[int] = []
+    while len(chosen) < most:
+        left &= rest.norm(dim=1) > RESIDUAL
+        if not left.any():
+            break
+        best = int(torch.where(left, rank.double(), torch.inf).argmin())
+        chosen.append(best)
+        new = rest[best] / rest[best].norm()
+        for _ in range(2):  # once more against rounding
+            rest = rest - (rest @ new).unsqueeze(1) * new
+    return torch.tensor(chosen, dtype=torch.int64, device=rest.device)
 
 
 def first_layer(model: nn.Module) -> str:
-    """Name of the first layer, which must be fully connected and have ReLU behind it.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Name of the first layer, which must be fully connected and have ReLU behind it, else a ValueError is raised."""
     modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     begin = next((i for i, (_, module) in enumerate(modules) if list(module.parameters())), len(modules))
     kinds = [type(module) for _, module in modules[begin : begin + 2]]
@@ -193,6 +280,13 @@ def first_layer(model: nn.Module) -> str:
         f"the first layer of {type(model).__name__} is not fully connected with ReLU right behind it: "
         "build('mlp', ..., norm='none', activation='relu') is"
     )
+
+
+def _different(found: Tensor, basis: Tensor) -> Tensor:
+    """Positions of different directions, the sparsest of each first."""
+    order = zeros(basis, found).argsort(descending=True, stable=True)
+    alike = (found[order] @ found[order].T).abs() > 1 - 1e-6
+    return order[~alike.tril(-1).any(1)]
 
 
 def _agreement(columns: Tensor, before: Tensor) -> Tensor:

@@ -33,15 +33,8 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """The attacker's judgement of R candidates.
-
-    Attributes
-    ----------
-    valid : Tensor
-        (R,) bool: range, bin and grid agree.
-    confidence : Tensor
-        (R,) float32 in [0, 1]: 1 - 4 * (mean distance to the 8-bit grid); 0.5 where the grid cannot decide.
-    """
+    """The attacker's judgement of R candidates: `valid` (R,) bool, where range, bin and grid agree, and `confidence`
+    (R,) float32 in [0, 1]: 1 - 4 * (mean distance to the 8-bit grid); 0.5 where the grid cannot decide."""
 
     valid: Tensor
     confidence: Tensor
@@ -61,7 +54,7 @@ def grid_distance(images: Tensor) -> Tensor:
 
 def verify(
     images: Tensor,
-    vector: Tensor,
+    vector: Tensor | None,
     low: Tensor | None,
     high: Tensor | None,
     noise: Tensor,
@@ -72,14 +65,11 @@ def verify(
 
     Parameters
     ----------
-    images
-        (R, d) candidates, not yet clipped.
-    vector
-        (d,) of the measurement h.
-    low, high
-        (R,) edges of the bin that each candidate came from; None where the attack has no bins.
-    noise
-        (R,) expected rounding error of a pixel, in units of the [0, 1] range.
+    images, noise
+        (R, d) candidates, not yet clipped, and (R,) expected rounding error of a pixel, in units of the [0, 1] range.
+    vector, low, high
+        (d,) of the measurement h, and (R,) edges of the bin that each candidate came from; None where the attack has no
+        bins.
     eight_bit
         Whether the attacker may assume that images are stored with 8 bits.
     """
@@ -112,12 +102,8 @@ def fit_scale(directions: Tensor, vector: Tensor, low: Tensor, high: Tensor, *, 
     ----------
     directions
         (R, d), positive multiples of images.
-    vector
-        (d,) of the measurement.
-    low, high
-        (R,) edges of the bins.
-    eight_bit
-        See `verify`.
+    vector, low, high, eight_bit
+        As in `verify`; each candidate has a bin.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What the malicious layer measures of an image, and what the attacker knows of its distribution.
+"""What the malicious layer measures of an image, the bins of its value, and what the attacker knows of its spread.
 
 Every row of the layer holds the same linear function h(x) = <v, x>; images are told apart by its value alone (Fowl et
 al., "Robbing the Fed", ICLR 2022, section 3). Bins of equal mass need quantiles of h over the population.
@@ -17,19 +17,70 @@ MEASUREMENTS = ("mean", "random", "dct")
 DISTRIBUTIONS = ("normal", "laplace", "quantiles")
 
 
+@dataclass(frozen=True, eq=False)
+class Bins:
+    """n intervals of a measurement h(x) = <v, x>: image x is in bin i, neuron i's, when low_i < h(x) <= high_i.
+
+    The attacker's own; no part of what is sent.
+
+    Attributes
+    ----------
+    vector, low, high : Tensor
+        (d,) v, and (n,) edges, rising. Without gaps low_{i+1} = high_i; the last bin may be open: high = inf.
+    """
+
+    vector: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def count(self) -> int:
+        return len(self.low)
+
+    @property
+    def edges(self) -> Tensor:
+        """(n + 1,) edges of bins without gaps."""
+        return torch.cat([self.low, self.high[-1:]])
+
+    @property
+    def middles(self) -> Tensor:
+        """(n,) middle of each bin's part above 0, for no image is darker than black; the lower edge of an open bin."""
+        low = self.low.clamp_min(0)
+        return torch.where(self.high.isfinite(), (low + self.high.clamp_min(0)) / 2, low)
+
+    def measure(self, images: Tensor) -> Tensor:
+        """h of images (..., C, H, W), uint8 or float in [0, 1]: (...) float64."""
+        return measure(self.vector, images)
+
+    def of(self, images: Tensor) -> Tensor:
+        """Which bin each image (..., C, H, W) falls into: (...) int64, -1 outside of all bins."""
+        measured = self.measure(images)
+        low, high = (edge.double().to(measured.device) for edge in (self.low, self.high))
+        place = torch.searchsorted(low, measured) - 1
+        return torch.where((place >= 0) & (measured <= high[place.clamp_min(0)]), place, -1)
+
+    def to(self, like: Tensor) -> Bins:
+        """The same bins on another tensor's device, in its precision."""
+        return Bins(self.vector.to(like), self.low.to(like), self.high.to(like))
+
+
+def measure(vector: Tensor, images: Tensor) -> Tensor:
+    """h(x) = <v, x> of images (..., C, H, W), uint8 or float in [0, 1]: (...) float64."""
+    flat = images.flatten(-3).double()
+    return (flat / 255 if images.dtype == torch.uint8 else flat) @ vector.double().to(images.device)
+
+
 def measurement_vector(kind: str, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
     """The vector v of h(x) = <v, x>, over the flattened image.
 
     Parameters
     ----------
     kind
-        ``"mean"``: v = 1/d, the mean pixel, the brightness. ``"random"``: independent normal entries of variance 1/d.
-        ``"dct"``: the basis image of DCT-II frequency (1, 1), cos(pi (2y+1) / 2H) cos(pi (2x+1) / 2W), over all
-        channels, of length 1; natural images have much energy in low frequencies, so its values are spread widely.
+        ``"mean"``: v = 1/d, the mean pixel, the brightness. ``"random"``: independent normal entries of variance 1/d,
+        by `seed`. ``"dct"``: the basis image of DCT-II frequency (1, 1), cos(pi (2y+1) / 2H) cos(pi (2x+1) / 2W), over
+        all channels, of length 1; natural images have much energy in low frequencies, so its values are spread widely.
     shape
         (C, H, W), with d = C*H*W.
-    seed
-        Of the random vector.
 
     Returns
     -------
@@ -59,7 +110,7 @@ class Population:
     kind : str
         ``"normal"``, ``"laplace"`` or ``"quantiles"`` (of the public values themselves).
     values : Tensor
-        (P,) float64, sorted: h of public images of the same kind as the clients'.
+        (P,) float64, sorted: h of public images.
     """
 
     kind: str
@@ -67,30 +118,12 @@ class Population:
 
     @classmethod
     def of(cls, vector: Tensor, images: Tensor, kind: str = "normal") -> Population:
-        """Measure public images.
-
-        Parameters
-        ----------
-        vector
-            (d,) from `measurement_vector`.
-        images
-            (P, C, H, W) uint8 or float in [0, 1]; at least two.
-        kind
-            See the class.
-
-        Raises
-        ------
-        ValueError
-            For an unknown kind, fewer than two images, or images on which h does not vary.
-        """
+        """Measure two public images or more, (P, C, H, W), uint8 or float in [0, 1]; h must differ between them."""
         if kind not in DISTRIBUTIONS:
             raise ValueError(f"unknown distribution {kind!r}; choose one of {', '.join(DISTRIBUTIONS)}")
         if len(images) < 2:
             raise ValueError(f"{len(images)} public images; the spread of the measurement needs at least 2")
-        flat = images.flatten(1).double()
-        if images.dtype == torch.uint8:
-            flat = flat / 255
-        values = (flat @ vector.double().to(flat.device)).sort().values
+        values = measure(vector, images).sort().values
         if not values[-1] > values[0]:
             raise ValueError("the measurement is the same for all public images; they must differ")
         return cls(kind, values)
@@ -110,19 +143,19 @@ class Population:
         return torch.from_numpy(family.ppf(masses.double().cpu().numpy(), centre, scale))
 
 
-def relu_cutoffs(population: Population, bins: int) -> Tensor:
+def relu_cutoffs(population: Population, count: int) -> Tensor:
     """Lower edges c_0 < ... < c_{n-1} of n ReLU bins of equal mass: bin i is (c_i, c_{i+1}], the last is open.
 
     c_i = Q(i/n) for i >= 1; c_0 lies below every image (Robbing the Fed, section 3.2; -10 there for normalised data).
     """
-    inner = population.quantiles(torch.arange(1, bins) / bins)
-    lowest = torch.minimum(inner[:1] if bins > 1 else population.values[:1].cpu(), population.values[:1].cpu())
+    inner = population.quantiles(torch.arange(1, count) / count)
+    lowest = torch.cat([inner[:1], population.values[:1].cpu()]).amin(0, keepdim=True)
     return torch.cat([lowest - 10 * population.spread, inner])
 
 
-def bounded_edges(population: Population, bins: int) -> Tensor:
+def bounded_edges(population: Population, count: int) -> Tensor:
     """n + 1 edges of n bounded bins: Q(m/(n+2)), m = 1..n+1. A mass of 1/(n+2) is lost in each tail.
 
     Zhao et al., LOKI (IEEE S&P 2024), as in the authors' demonstration.
     """
-    return population.quantiles(torch.arange(1, bins + 2) / (bins + 2))
+    return population.quantiles(torch.arange(1, count + 2) / (count + 2))
