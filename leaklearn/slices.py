@@ -2,7 +2,7 @@
 
 A slice ends with its kernels killed in the middle of a cell. The next one skips the notebooks that are finished, runs
 the one that was not from its first cell, and finds the long computations of that notebook where they were left
-(`leaklearn.checkpoint`, and the shards of gradient inversion).
+(`leaklearn.store`).
 """
 
 import os
@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from leaklearn import parameters
-from leaklearn.checkpoint import FOLDER
 from leaklearn.files import plain, read_json
 from leaklearn.paths import Paths
 from leaklearn.report import provenance
 from leaklearn.settings import Job
+from leaklearn.store import FOLDER
 
 
 def is_finished(job: Job, preset: str, paths: Paths) -> bool:
@@ -31,11 +31,11 @@ def is_finished(job: Job, preset: str, paths: Paths) -> bool:
 
 @contextmanager
 def kept_states(paths: Paths) -> Iterator[None]:
-    """Have the kernels keep their states in the cache, or where the user says."""
+    """Have the kernels store all that takes long in the cache, or where the user says."""
     if os.environ.get(FOLDER):
         yield
         return
-    os.environ[FOLDER] = str(paths.cache / "checkpoints")
+    os.environ[FOLDER] = str(paths.cache)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ PACKAGE = REPOSITORY.root / "leaklearn"
 ORDER = [
     "paths",
     "files",
-    "checkpoint",
+    "store",
     "parameters",
     "torchvision_compat",
     "data",
@@ -40,8 +40,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted(REPOSITORY.notebooks.glob("*.ipynb"))
 PRESETS = sorted(REPOSITORY.params.glob("*/*.yaml"))
 
-LONGEST_MODULE = 250
-LONGEST_CELL = 8
+LONGEST_MODULE = 400
+LONGEST_CELL = 12
 
 
 def part(file):

@@ -8,19 +8,19 @@ import pytest
 from tiny_project import add_notebook, make, reporting_cells
 
 from leaklearn import cli
-from leaklearn.checkpoint import FOLDER
+from leaklearn.store import FOLDER
 from leaklearn.reproduce import TIME_IS_UP, reproduce
 
 # Counts to 3 on disk; whoever counts from the beginning falls asleep at 2.
 COUNTING = """\
 import time
-from leaklearn.checkpoint import checkpoint
-kept = checkpoint("count", {"rate": rate}, [])
+from leaklearn.store import entry
+kept = entry("count", {"rate": rate}, [], [])
 begun = kept.load().values["n"] if kept.load() else 0
 for n in range(begun + 1, 4):
     kept.save({"n": n})
     time.sleep(300 if begun == 0 and n == 2 else 0)
-run.table(pd.DataFrame({"begun": [begun]}), "count")
+run.table(pd.DataFrame({"begun": [begun]}), "count", by=[])
 """
 
 
@@ -39,7 +39,7 @@ def test_slices_end_with_the_whole(project):
     assert [outcome.error for outcome in first] == ["", TIME_IS_UP, TIME_IS_UP]
     assert not project.results("laptop", "01_long").exists()
     assert not [path.name for path in (project.outputs / "laptop").iterdir() if path.name.startswith(".")]
-    assert len(list((project.cache / "checkpoints").iterdir())) == 1
+    assert len(list(project.cache.iterdir())) == 1
     assert FOLDER not in os.environ
     started = json.loads((project.results("laptop", "00_quick") / "provenance.json").read_text())["started"]
 

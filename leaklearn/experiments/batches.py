@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from leaklearn.attacks.inversion import GradientInversion, Inversion, Settings
+from leaklearn.attacks.inversion.stored import invert_once
 from leaklearn.data.images import Dataset
 from leaklearn.evaluation import Truth, psnr, quality
-from leaklearn.experiments.kept import invert_once
 from leaklearn.experiments.labels import label_accuracy
 from leaklearn.federated import Client, Draw, FedSGD, Payload, gather, respond
 from leaklearn.models import Network, build

@@ -6,23 +6,16 @@ weight changes (FedAvg) of consecutive batches of its images, and every update i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
-import torch
-
 from leaklearn.attacks.inversion import GradientInversion
-from leaklearn.data.images import Dataset, ImageSet
-from leaklearn.experiments.batches import READABLE_DB, attacked_network
-from leaklearn.experiments.job import Job, default_clients_per_shard
-from leaklearn.experiments.shards import Shards
-from leaklearn.experiments.sweep import sweep
+from leaklearn.data.images import Dataset
+from leaklearn.experiments.batches import attacked_network
+from leaklearn.experiments.shards import Harvest, invert_clients
 from leaklearn.federated import Client, FedAvg, FedSGD, Payload
 from leaklearn.federated.protocols import Protocol
-from leaklearn.leaks import Leak
 
 
 @dataclass(frozen=True)
@@ -102,34 +95,6 @@ class InversionSettings:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Harvest:
-    """What the server took.
-
-    Attributes
-    ----------
-    leak : Leak
-        The reconstructions with the labels that were restored; `client` is the federation's, `round` the client's
-        batch.
-    true : ImageSet
-        The attacked images themselves, in the order of `quality`'s positions.
-    quality : DataFrame
-        `leaklearn.evaluation.quality`, a row an attacked image.
-    seconds : float
-        The attacker's time, whether it was spent now or by an earlier run that left its shards.
-    """
-
-    leak: Leak
-    true: ImageSet
-    quality: pd.DataFrame
-    seconds: float
-
-    @property
-    def leak_rate(self) -> float:
-        """Share of the attacked images that reach 20 dB."""
-        return float((self.quality["psnr"] >= READABLE_DB).mean())
-
-
 def harvest(
     data: Dataset,
     clients: Sequence[Client],
@@ -140,7 +105,7 @@ def harvest(
     device: str = "cpu",
     progress: bool = True,
 ) -> Harvest:
-    """Invert the clients' gradients, batch by batch.
+    """Invert the updates of a federation, batch by batch; in the leak, `round` is the client's batch.
 
     Parameters
     ----------
@@ -151,14 +116,13 @@ def harvest(
     settings
         What is inverted, and how.
     seed
-        Of the network's weights and the attack.
+        Of the network's weights, the mini-batches and the attack.
     cache
-        Folder that keeps what is finished, under a name made of all settings, so that a killed run goes on; None keeps
-        nothing.
+        Folder that keeps finished shards where `LEAKLEARN_STORE` names none; None: nothing is kept.
     device
         Where clients and attacker compute.
     progress
-        Show a progress bar.
+        Show a progress bar: images done, their PSNR, time left.
 
     Raises
     ------
@@ -169,20 +133,11 @@ def harvest(
     if len(batches) * settings.batch_size < settings.images:
         raise ValueError(f"the clients have {len(batches)} batches of {settings.batch_size}, {settings} needs more")
     payload = Payload.of(attacked_network(settings.network, data, seed)).to(device)
-    protocol, per_shard = settings.protocol(), default_clients_per_shard(payload)
-    with tempfile.TemporaryDirectory() as nowhere:
-        folder = Path(nowhere if cache is None else cache)
-        job = Job(settings.inverter(), payload, batches, protocol, seed, "auto", per_shard)
-        key = Shards(folder, job.settings(), job.count).key[:16]
-        folder = folder / f"inversion_{data.name}_{settings.network}_{key}"
-        found = sweep(
-            folder, job.attack, payload, batches, protocol,
-            seed=seed, labels=job.labels, clients_per_shard=per_shard, progress=progress,
-        )  # fmt: skip
+    options = {"seed": seed, "labels": "auto", "cache": cache, "progress": progress}
+    found = invert_clients(settings.inverter(), payload, batches, settings.protocol(), **options)
     stride = _stride(clients)
     leak = replace(found.leak, client=found.leak.client // stride, round=found.leak.client % stride)
-    true = [batch.data[used.flatten()] for batch, used in zip(batches, job.positions, strict=True)]
-    return Harvest(leak, _together(true), found.quality, found.seconds)
+    return replace(found, leak=leak)
 
 
 def batch_clients(clients: Sequence[Client], batch_size: int) -> list[Client]:
@@ -200,8 +155,3 @@ def batch_clients(clients: Sequence[Client], batch_size: int) -> list[Client]:
 def _stride(clients: Sequence[Client]) -> int:
     """A number above any client's batches: id = client * stride + turn."""
     return max(len(client.data) for client in clients) + 1
-
-
-def _together(parts: Sequence[ImageSet]) -> ImageSet:
-    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "index")}
-    return replace(parts[0], **joined)

@@ -16,11 +16,11 @@ from leaklearn.attacks.inversion import GradientInversion, preset
 from leaklearn.attacks.inversion.engine import minimise
 from leaklearn.attacks.inversion.gradients import Gradients
 from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
+from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem
-from leaklearn.attacks.inversion.starts import STARTS
 from leaklearn.data.images import Dataset
 from leaklearn.experiments.batches import AttackedBatches, attack_batches, attacked_network, draw_clients
-from leaklearn.experiments.estimate import now
+from leaklearn.experiments.shards import now
 from leaklearn.federated import FedSGD, Payload, draw_batches, gather, respond
 from leaklearn.learning import Recipe, train
 

@@ -1,145 +1,258 @@
-"""The shards of a long attack on disk: which are there, which are damaged, and whether the folder is another sweep's.
+"""Gradient inversion of many clients, hours or days of it: shard by shard.
 
-A folder holds `sweep.json`, the settings in readable form, and for each finished shard the two files of `Leak.save`.
-Every shard carries the SHA-256 of the settings that made it, so that it is known for what it is even alone.
+A shard is some clients that are attacked together: one entry of `leaklearn.store`, written before the next shard
+starts. It depends on nothing but its own clients, its number and the seed, so that a killed and resumed run gives the
+very result of an unbroken one on the same machine; a damaged shard is found by its SHA-256 and attacked again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
+import pandas as pd
+import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from leaklearn.files import plain, write_json
-from leaklearn.leaks import Leak
+from leaklearn import store
+from leaklearn.attacks.labels import METHODS, restore_labels
+from leaklearn.data.images import ImageSet
+from leaklearn.evaluation import Truth, quality
+from leaklearn.experiments.batches import READABLE_DB
+from leaklearn.federated import Client, Draw, Payload, Updates, draw_batches, gather, respond
+from leaklearn.federated.protocols import Protocol
+from leaklearn.files import plain
+from leaklearn.leaks import Leak, merge
 
 log = logging.getLogger(__name__)
 
+# Clients of a shard, fewer where their updates would take more bytes than this.
+CLIENTS_PER_SHARD = {"cpu": 32, "cuda": 256}
+UPDATE_BYTES = {"cpu": 2**30, "cuda": 2**34}
 
-@dataclass(frozen=True)
-class Shards:
-    """The shards of one sweep.
+KNOWN = "known"
+"""The attacker is given the labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Harvest:
+    """What the server took.
 
     Attributes
     ----------
-    folder : Path
-        Where they are.
-    settings : dict
-        Everything that decides the result, as plain JSON values.
-    count : int
-        How many shards make the whole.
+    leak : Leak
+        The reconstructions, shard after shard, with the labels that the attacker has.
+    true : ImageSet
+        The attacked images themselves, in the order of `quality`'s positions.
+    quality : DataFrame
+        `leaklearn.evaluation.quality`, a row an attacked image, then ``shard`` and ``seconds``, an image's share of its
+        shard's attack time.
+    seconds : float
+        The attacker's time, labels and images, whether it was spent now or by an earlier run.
+    resumed : int
+        Finished shards that were found on disk.
+    redone : list of str
+        Shards that were found damaged and attacked again, each with the reason.
     """
 
-    folder: Path
-    settings: Mapping[str, Any]
-    count: int
+    leak: Leak
+    true: ImageSet
+    quality: pd.DataFrame
+    seconds: float
+    resumed: int
+    redone: list[str]
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of the settings."""
-        return _digest(self.settings)
-
-    def open(self) -> None:
-        """Make the folder, or take up the one that is there.
-
-        Raises
-        ------
-        ValueError
-            If the folder holds a sweep with other settings, naming what differs, or is a file.
-        """
-        record = self.folder / "sweep.json"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file; a sweep needs a folder of its own")
-        if record.is_file():
-            try:
-                stored = json.loads(record.read_text(encoding="utf-8"))
-                if _digest(stored["settings"]) != stored["key"]:
-                    raise ValueError("its settings are not those of its key")
-                found = differences(stored["settings"], self.settings)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                log.warning("%s is damaged (%s) and is written again; each shard is checked by itself", record, error)
-                found = []
-            if found:
-                raise ValueError(
-                    f"{self.folder} holds a sweep with other settings ({'; '.join(found)}): use another folder, or "
-                    "delete this one"
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, {"shards": self.count, "key": self.key, "settings": self.settings})
-
-    def path(self, number: int) -> Path:
-        """Where a shard is, without the endings of its two files."""
-        return self.folder / f"shard_{number:05d}"
-
-    def save(self, number: int, leak: Leak, **record: float) -> Leak:
-        """Write a finished shard with what is recorded of it, and give it back as it is on disk."""
-        meta = as_settings({**leak.meta, "sweep": {"key": self.key, "shard": number, **record}})
-        replace(leak, meta={**meta, "meta_sha256": _digest(meta)}).save(self.path(number))
-        return Leak.load(self.path(number))
-
-    def load(self, number: int, clients: Tensor) -> Leak | None:
-        """A finished shard, None where there is none.
-
-        Raises
-        ------
-        ValueError
-            If it is damaged, half of it is missing, or it was made with other settings or of other clients.
-        """
-        path = self.path(number)
-        if not path.with_name(path.name + ".json").exists():
-            return None  # the JSON is written last: whatever else is there, this shard never was finished
-        try:
-            leak = Leak.load(path)
-        except FileNotFoundError as error:
-            raise ValueError(str(error)) from None
-        meta = {name: value for name, value in leak.meta.items() if name != "meta_sha256"}
-        if leak.meta.get("meta_sha256") != _digest(meta):
-            raise ValueError(f"{path}.json is damaged: its record is not the one that was written")
-        about = meta.get("sweep", {})
-        if about.get("key") != self.key or about.get("shard") != number:
-            raise ValueError(f"{path} was made with other settings, or is another shard")
-        if set(leak.client.tolist()) != set(clients.tolist()):
-            raise ValueError(f"{path} does not hold the clients of shard {number}")
-        return leak
+    @property
+    def leak_rate(self) -> float:
+        """Share of the attacked images that reach 20 dB."""
+        return float((self.quality["psnr"] >= READABLE_DB).mean())
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Which settings differ, as texts `attack.iterations: 400 there, 800 here`."""
-    there, here = dict(_flat(stored)), dict(_flat(wanted))
-    names = [*here, *(name for name in there if name not in here)]
-    return [
-        f"{name}: {_short(there, name)} there, {_short(here, name)} here"
-        for name in names
-        if (name in there, there.get(name)) != (name in here, here.get(name))
+def invert_clients(
+    attack: Any,
+    payload: Payload,
+    clients: Sequence[Client],
+    protocol: Protocol,
+    *,
+    seed: int,
+    labels: str = KNOWN,
+    clients_per_shard: int | None = None,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Harvest:
+    """Attack the updates of many clients, shard by shard.
+
+    Parameters
+    ----------
+    attack
+        `GradientInversion`, or another attack that is made from its `settings`, of which one is `iterations`.
+    payload, clients, protocol
+        What is sent, to whom, and what they do; only the updates of one shard are ever in memory.
+    seed
+        Decides the mini-batches (`draw_batches(clients, protocol, seed)`, whatever the shards) and, together with a
+        shard's number, the attack's own randomness.
+    labels
+        ``"known"``, or the method of `restore_labels` that the attacker restores them with.
+    clients_per_shard
+        None: by device and size of the model.
+    cache, progress
+        See `leaklearn.experiments.harvest.harvest`.
+
+    Raises
+    ------
+    ValueError
+        If there are no clients, some share an id or have too few images for a batch; before anything is computed.
+    """
+    twice = [name for name, count in Counter(client.id for client in clients).items() if count > 1]
+    if twice or not clients:
+        raise ValueError(f"clients {twice[:5]} occur more than once" if twice else "no client is given to attack")
+    if labels not in (KNOWN, *METHODS):
+        raise ValueError(f"unknown way to labels {labels!r}; choose one of {', '.join((KNOWN, *METHODS))}")
+    size = _default_clients_per_shard(payload) if clients_per_shard is None else clients_per_shard
+    if size < 1:
+        raise ValueError(f"clients_per_shard is {size}; it is at least 1")
+    drawn = draw_batches(clients, protocol, seed).positions
+    cuts = [slice(begin, begin + size) for begin in range(0, len(clients), size)]
+    about = (attack, payload, protocol, labels, seed, cache)
+    shards = [
+        _Shard(number, drawn[: cut.start].numel(), clients[cut], Draw(drawn[cut]), *about)
+        for number, cut in enumerate(cuts)
     ]
+    found, redone = {}, []
+    for shard in shards:
+        entry = shard.entry()
+        if (state := entry.load()) is not None:
+            found[shard.number] = Leak(**state.part("leak"), meta=state.values["meta"]), state.values["seconds"]
+        elif entry.damage:
+            redone.append(f"shard {shard.number}: {entry.damage}")
+    tables = {number: shards[number].score(*result) for number, result in found.items()}
+    resumed, todo = len(found), [shard for shard in shards if shard.number not in found]
+    log.info("%d of %d shards are there, %d of the others are damaged", resumed, len(shards), len(redone))
+
+    left = sum(shard.images for shard in todo)
+    layout, done = "{desc}: {n}/{total} images |{bar}| {elapsed}{postfix}", drawn.numel() - left
+    bar = tqdm(total=drawn.numel(), initial=done, bar_format=layout, desc="inversion", disable=not progress)
+    with bar:
+        each = todo[0].estimate() if todo else 0.0
+        for shard in todo:
+            _show(bar, tables, each * left)
+            found[shard.number] = shard.run()
+            tables[shard.number] = shard.score(*found[shard.number])
+            each, left = found[shard.number][1] / shard.images, left - shard.images
+            bar.update(shard.images)
+        _show(bar, tables, 0.0)
+    leaks, seconds = zip(*(found[shard.number] for shard in shards), strict=True)
+    table = pd.concat([tables[shard.number] for shard in shards], ignore_index=True)
+    true = [client.data[used] for client, used in zip(clients, drawn.flatten(1), strict=True)]
+    return Harvest(merge(leaks), _together(true), table, sum(seconds), resumed, redone)
 
 
-def as_settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they come back from JSON, so that they can be compared with stored ones."""
-    return json.loads(json.dumps(plain(values)))
+def now(payload: Payload) -> float:
+    """Clock in seconds, once the payload's device has done all that it was asked for."""
+    if payload.device.type == "cuda":
+        torch.cuda.synchronize(payload.device)
+    return perf_counter()
 
 
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """Clients that are attacked together, and all that their result depends on."""
+
+    number: int
+    begin: int  # images in the shards before
+    clients: Sequence[Client]
+    batches: Draw
+    attack: Any
+    payload: Payload
+    protocol: Protocol
+    labels: str
+    seed: int
+    cache: str | Path | None
+
+    @property
+    def images(self) -> int:
+        return self.batches.positions.numel()
+
+    @property
+    def attack_seed(self) -> int:
+        digest = hashlib.blake2b(f"{self.seed} {self.number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 33  # 31 bits, for an attack that multiplies it before it seeds
+
+    def truth(self) -> Truth:
+        ids = torch.tensor([client.id for client in self.clients])
+        return Truth(*gather(self.clients, self.batches.flat), ids)
+
+    def updates(self) -> Updates:
+        return respond(self.clients, self.payload, self.protocol, batches=self.batches)
+
+    def labels_of(self, updates: Updates) -> Tensor:
+        """(k, N) as the attacker has them."""
+        if self.labels == KNOWN:
+            return self.truth().labels.to(self.payload.device)
+        return restore_labels(self.payload, updates, self.labels).labels()
+
+    def entry(self) -> store.Entry:
+        """Where its result is kept."""
+        payload = self.payload
+        about = {"shard": self.number, "seed": self.seed, "labels": self.labels, "device": payload.device.type}
+        about |= {"attack": asdict(self.attack.settings), "protocol": repr(self.protocol), "model": str(payload.model)}
+        tensors = payload.parameters | payload.buffers | store.tensors_of(self.truth())
+        makers = [type(self.attack), type(payload.model), type(self.protocol), respond, restore_labels]
+        return store.entry("inversion", about, tensors.items(), makers, self.cache)
+
+    def estimate(self) -> float:
+        """Seconds that an image will take: the difference of two short runs is free of what is done only once."""
+        updates = self.updates()
+        labels = self.labels_of(updates)
+
+        def seconds(iterations: int) -> float:
+            short, begin = type(self.attack)(replace(self.attack.settings, iterations=iterations)), now(self.payload)
+            short.reconstruct(self.payload, updates, labels, seed=self.attack_seed)
+            return now(self.payload) - begin
+
+        seconds(1)  # warms up
+        four, one = seconds(4), seconds(1)
+        each = (four - one) / 3 if four > one else four / 4  # too fast to time: the upper limit
+        return (max(0.0, one - each) + each * self.attack.settings.iterations) / self.images
+
+    def run(self) -> tuple[Leak, float]:
+        """Attack it and keep the result: the leak, and the attacker's seconds for labels and images."""
+        updates = self.updates()
+        begin = now(self.payload)
+        leak = self.attack.reconstruct(self.payload, updates, self.labels_of(updates), seed=self.attack_seed)
+        seconds = now(self.payload) - begin
+        leak = replace(leak, meta=plain(leak.meta))  # as it comes back
+        self.entry().save({"meta": leak.meta, "seconds": seconds}, leak=store.tensors_of(leak))
+        return leak, seconds
+
+    def score(self, leak: Leak, seconds: float) -> pd.DataFrame:
+        """`quality` with positions counted over all shards, each of which has as many reconstructions as images."""
+        table = quality(leak, self.truth())
+        table["position"] += self.begin
+        found = table["reconstruction"]
+        table["reconstruction"] = found.where(found < 0, found + self.begin)
+        return table.assign(shard=self.number, seconds=seconds / len(table))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def _default_clients_per_shard(payload: Payload) -> int:
+    kind = payload.device.type if payload.device.type in UPDATE_BYTES else "cpu"
+    size = sum(value.numel() * value.element_size() for value in payload.parameters.values())
+    return max(1, min(CLIENTS_PER_SHARD[kind], UPDATE_BYTES[kind] // size))
 
 
-def _short(values: Mapping[str, Any], name: str) -> str:
-    if name not in values:
-        return "not set"
-    text = str(values[name])
-    return text if len(text) <= 40 else f"{text[:12]}…"
+def _show(bar: tqdm, tables: dict[int, pd.DataFrame], left: float) -> None:
+    """Mean PSNR of what is done, and the time left: as estimated before the first shard, then as the last one took."""
+    psnr = [f"{pd.concat([table['psnr'] for table in tables.values()]).mean():.1f} dB"] if tables else []
+    bar.set_postfix_str(", ".join([*psnr, f"{tqdm.format_interval(left)} left"]))
+
+
+def _together(parts: Sequence[ImageSet]) -> ImageSet:
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "index")}
+    return replace(parts[0], **joined)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from leaklearn.checkpoint import Checkpoint, checkpoint
+from leaklearn.data.images import ImageSet
 from leaklearn.federated.clients import Client, respond
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.federated.protocols import Protocol, check_count
+from leaklearn.store import Entry, entry
 
 
 @dataclass(eq=False)
@@ -161,9 +163,10 @@ def federate(
     generator = torch.Generator().manual_seed(seed)
     settings = {"lr": lr, "secure": secure, "seed": seed, "each": clients_per_round, "evaluate_every": evaluate_every}
     # What an observer has seen is not kept, so that with one the rounds are all run.
-    kept = Checkpoint(None) if observe else _checkpoint(model, clients, settings, protocol, defence, rounds)
+    about = settings | {"rounds": rounds}
+    stored = Entry(None) if observe else _entry(model, clients, about, protocol, defence, evaluate)
     rows, done, drawn = [], 0, []
-    if (state := kept.load()) is not None:
+    if (state := stored.load()) is not None:
         model.load_state_dict(state.part("model"))
         rows, done = state.values["rows"], state.values["rounds"]
     bar = tqdm(range(1, rounds + 1), desc=f"{type(protocol).__name__} rounds", disable=not progress, leave=False)
@@ -181,23 +184,27 @@ def federate(
             bar.set_postfix(accuracy=f"{rows[-1]['accuracy']:.3f}")
         if observe is not None:
             observe(number, group, batches)
-        if kept.due() or number == rounds:
-            kept.save({"rounds": number, "rows": rows}, model=model.state_dict())
+        if stored.due() or number == rounds:
+            stored.save({"rounds": number, "rows": rows}, model=model.state_dict())
     return Federation(model, pd.DataFrame(rows), drawn)
 
 
-def _checkpoint(
+def _entry(
     model: nn.Module,
     clients: Sequence[Client],
     settings: dict[str, object],
     protocol: Protocol,
     defence: Defence | None,
-    rounds: int,
-) -> Checkpoint:
-    """Where a federation keeps its model and history."""
-    named = [*model.state_dict().items()]
+    evaluate: Callable[[nn.Module], float],
+) -> Entry:
+    """Where a federation keeps its model and history; its accuracies depend on `evaluate` and its images as well."""
+    tensors = [*model.state_dict().items()]
     for client in clients:
-        named += [(f"images of {client.id}", client.data.images), (f"labels of {client.id}", client.data.labels)]
-    about = {"protocol": repr(protocol), "defence": repr(defence), "rounds": rounds, "model": str(model)}
+        tensors += [(f"images of {client.id}", client.data.images), (f"labels of {client.id}", client.data.labels)]
+    for name, given in (evaluate.keywords if isinstance(evaluate, partial) else {}).items():
+        if isinstance(given, ImageSet):
+            tensors += [(f"images for {name}", given.images), (f"labels for {name}", given.labels)]
+    about = {"protocol": repr(protocol), "defence": repr(defence), "model": str(model)}
     device = {"device": str(next(model.parameters()).device)}
-    return checkpoint("federation", settings | about | device, named)
+    makers = [federate, evaluate, type(protocol), type(model)] + ([] if defence is None else [type(defence)])
+    return entry("federation", settings | about | device, tensors, makers)

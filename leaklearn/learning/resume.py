@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from leaklearn.checkpoint import State
 from leaklearn.learning.ema import Average
+from leaklearn.store import State
 
 
 def state_of(

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from leaklearn.checkpoint import checkpoint
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.learning.accuracy import as_float, evaluate, labelled
 from leaklearn.learning.ema import Average
@@ -27,6 +26,7 @@ from leaklearn.learning.resume import restore, state_of
 from leaklearn.learning.semi_recipe import SemiRecipe
 from leaklearn.learning.train import TrainResult, parameter_groups, precision_of
 from leaklearn.models import build
+from leaklearn.store import entry
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +145,9 @@ def _fit(
     marks = {round(recipe.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
     settings = {"method": method, "recipe": asdict(recipe), "seed": seed, "model": str(net), "device": str(many.device)}
     named = {"images": images, "labels": labels, "many": many, "test": test.images, "truth": test.labels}
-    kept = checkpoint("semi_supervised", settings, (named | net.state_dict()).items())
-    if (state := kept.load()) is not None:
+    makers = [train_semi_supervised, type(net.network)]
+    stored = entry("semi_supervised", settings, (named | net.state_dict()).items(), makers)
+    if (state := stored.load()) is not None:
         restore(state, net, optimiser, average, generator)
         step.restore({name: value.to(many.device) for name, value in state.part("method").items()})
         rows, totals = (
@@ -183,11 +184,11 @@ def _fit(
             bar.set_postfix(sure=f"{means[4]:.2f}", test=f"{accuracy:.3f}")
             totals = []
         # Only between blocks has the generator drawn for what is done, and no more.
-        if number + 1 == recipe.steps or (kept.due() and (number + 1) % _block(recipe) == 0):
+        if number + 1 == recipe.steps or (stored.due() and (number + 1) % _block(recipe) == 0):
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
             history |= {"totals": torch.stack(totals)} if totals else {}
             parts = state_of(net, optimiser, average, generator) | {"history": history, "method": step.state()}
-            kept.save({"steps": number + 1, "seconds": perf_counter() - begin}, **parts)
+            stored.save({"steps": number + 1, "seconds": perf_counter() - begin}, **parts)
     columns = ["step", "loss", "labelled_loss", "unlabelled_loss", "contrastive_loss", "sure"]
     return pd.DataFrame(rows, columns=[*columns, "test_accuracy", "seconds"]).astype({"step": int})
 

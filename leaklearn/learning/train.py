@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from leaklearn.checkpoint import checkpoint
 from leaklearn.data.augment import augment
 from leaklearn.learning.accuracy import as_float, evaluate, labelled
 from leaklearn.learning.ema import Average
 from leaklearn.learning.recipe import Recipe, default_pad
 from leaklearn.learning.resume import restore, state_of, trainable
 from leaklearn.models import build
+from leaklearn.store import entry
 
 if TYPE_CHECKING:
     from leaklearn.data.images import DataInfo, ImageSet
@@ -165,8 +165,8 @@ def _fit(
     about = {"model": str(model), "trained": trainable(model), "info": str(info), "device": str(images.device)}
     settings = {"recipe": asdict(recipe), "seed": seed, "evaluate_every": evaluate_every, **about}
     named = {"images": images, "labels": labels, "test": test.images, "truth": test.labels, **model.state_dict()}
-    kept = checkpoint("training", settings, named.items())
-    if (state := kept.load()) is not None:
+    stored = entry("training", settings, named.items(), [train, type(model)])
+    if (state := stored.load()) is not None:
         restore(state, model, optimiser, average, generator)
         scaler.load_state_dict(state.values["scaler"])
         rows = state.tensors["history/rows"].tolist()
@@ -211,9 +211,9 @@ def _fit(
         rows.append((epoch, step, mean_loss, train_accuracy, accuracy, perf_counter() - start))
         losses, hits, seen = [], [], 0
         bar.set_postfix(loss=f"{mean_loss:.3f}", test=f"{accuracy:.3f}")
-        if kept.due() or step == total:
+        if stored.due() or step == total:
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
-            kept.save(
+            stored.save(
                 {"scaler": scaler.state_dict()}, **state_of(model, optimiser, average, generator), history=history
             )
     bar.close()

@@ -1,17 +1,19 @@
 """A killed training, federation or inversion goes on where it stopped and ends with the very same result."""
 
 import sys
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 
 import leaklearn as ll
-from leaklearn import checkpoint as module
-from leaklearn.checkpoint import FOLDER, checkpoint
+from leaklearn import store
+from leaklearn.attacks.inversion import GradientInversion
 from leaklearn.experiments.batches import attack_batches
 from leaklearn.learning.semi_recipe import SemiRecipe
 from leaklearn.learning.semi_supervised import train_semi_supervised
+from leaklearn.store import FOLDER, entry, source_of
 
 
 class Killed(Exception):
@@ -25,10 +27,10 @@ def mnist5k():
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
-    """A folder for checkpoints, written at every chance."""
-    monkeypatch.setenv(FOLDER, str(tmp_path / "states"))
-    monkeypatch.setattr(module, "EVERY", 0.0)
-    return tmp_path / "states"
+    """The store's folder, written at every chance."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "store"))
+    monkeypatch.setattr(store, "EVERY", 0.0)
+    return tmp_path / "store"
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def kill(monkeypatch):
     """Let the process die right after the given number of states were written."""
 
     def after(count):
-        save, written = module.Checkpoint.save, []
+        save, written = store.Entry.save, []
 
         def dying(self, *args, **kwargs):
             save(self, *args, **kwargs)
@@ -44,7 +46,7 @@ def kill(monkeypatch):
             if len(written) == count:
                 raise Killed
 
-        monkeypatch.setattr(module.Checkpoint, "save", dying)
+        monkeypatch.setattr(store.Entry, "save", dying)
 
     return after
 
@@ -69,7 +71,7 @@ def test_training_goes_on(mnist5k, kept, kill, monkeypatch, ema):
     kill(2)
     with pytest.raises(Killed):
         run()
-    monkeypatch.setattr(module.Checkpoint, "due", lambda self: False)
+    monkeypatch.setattr(store.Entry, "due", lambda self: False)
     resumed = run()
     same(whole.model.state_dict(), resumed.model.state_dict())
     pd.testing.assert_frame_equal(without_seconds(whole.history), without_seconds(resumed.history))
@@ -155,34 +157,87 @@ def test_an_inversion_is_read_back(mnist5k, kept, monkeypatch):
     assert first.row() == again.row()
 
 
-def test_nothing_is_kept_without_a_folder(mnist5k, tmp_path, monkeypatch):
+def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.delenv(FOLDER, raising=False)
     monkeypatch.chdir(tmp_path)
-    state = checkpoint("training", {}, [])
-    state.save({"a": 1}, part={"x": torch.ones(1)})
-    assert state.load() is None
-    assert not state.due()
+    nowhere = entry("training", {}, [], [])
+    nowhere.save({"a": 1}, part={"x": torch.ones(1)})
+    assert nowhere.load() is None
+    assert not nowhere.due()
     assert not list(tmp_path.iterdir())
 
 
+def test_the_callers_folder_serves_where_the_variable_names_none(kept, tmp_path, monkeypatch):
+    assert entry("a", {}, [], [], folder=tmp_path / "own").path.parent == kept
+    monkeypatch.delenv(FOLDER)
+    assert entry("a", {}, [], [], folder=tmp_path / "own").path.parent == tmp_path / "own"
+
+
 def test_other_settings_tensors_or_versions_have_other_names(kept, monkeypatch):
-    tensors = [("x", torch.ones(2))]
-    path = checkpoint("a", {"lr": 0.1}, tensors).path
-    assert path == checkpoint("a", {"lr": 0.1}, tensors).path
-    assert path != checkpoint("a", {"lr": 0.2}, tensors).path
-    assert path != checkpoint("a", {"lr": 0.1}, [("x", torch.zeros(2))]).path
-    assert path != checkpoint("a", {"lr": 0.1}, [("x", torch.ones(2, dtype=torch.int64))]).path
-    monkeypatch.setattr(module, "_source", lambda: "another version")
-    assert path != checkpoint("a", {"lr": 0.1}, tensors).path
+    def path(lr=0.1, tensor=(1.0, 1.0), made_by=()):
+        return entry("a", {"lr": lr}, [("x", torch.tensor(tensor))], made_by).path
+
+    assert path() == path()
+    others = [path(lr=0.2), path(tensor=(0.0, 0.0)), path(tensor=(1, 1))]
+    others.append(path(made_by=[ll.train]))
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    others.append(path())
+    monkeypatch.undo()
+    assert len({path(), *others}) == 6
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
-def test_a_damaged_state_starts_again(kept, caplog, damage):
-    state = checkpoint("training", {}, [])
-    state.save({"step": 3}, part={"x": torch.arange(5)})
-    assert state.load().values == {"step": 3}
-    assert torch.equal(state.load().part("part")["x"], torch.arange(5))
-    content = state.path.read_bytes()
-    state.path.write_bytes({"cut": content[:-4], "changed": content[:-1] + b"\x7f", "empty": b""}[damage])
-    assert state.load() is None
+@pytest.mark.parametrize(
+    ("edited", "lost"),
+    [
+        ("data/augment.py", [ll.train]),
+        ("federated/local.py", [ll.federate]),
+        ("attacks/inversion/engine.py", [GradientInversion]),
+        ("experiments/shards.py", []),
+        ("report/run.py", []),
+    ],
+)
+def test_what_is_kept_is_lost_with_the_source_of_what_computed_it_and_no_other(monkeypatch, edited, lost):
+    makers = [ll.train, ll.federate, GradientInversion]
+    before, digest = [source_of(maker) for maker in makers], store._file_digest
+    assert source_of(partial(ll.train, seed=1)) == before[0]
+    monkeypatch.setattr(store, "_file_digest", lambda file: digest(file) + "!" * str(file).endswith(edited))
+    after = [source_of(maker) for maker in makers]
+    assert [maker for maker, old, new in zip(makers, before, after, strict=True) if old != new] == lost
+
+
+def test_what_nobody_can_read_is_never_taken_for_the_same():
+    typed = eval("lambda model: 0.5")
+    assert source_of(typed) != source_of(typed)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "record", "another"])
+def test_a_damaged_entry_starts_again_and_says_why(kept, caplog, damage):
+    stored = entry("training", {}, [], [])
+    stored.save({"step": 3}, part={"x": torch.arange(5)})
+    assert stored.load().values == {"step": 3}
+    assert torch.equal(stored.load().part("part")["x"], torch.arange(5))
+    assert not stored.damage
+    other = entry("training", {"lr": 1}, [], [])
+    other.save({"step": 3}, part={"x": torch.arange(5)})
+    content = stored.path.read_bytes()
+    damaged = {
+        "cut": content[:-4],
+        "changed": content[:-1] + b"\x7f",
+        "empty": b"",
+        "record": content.replace(b'\\"step\\": 3', b'\\"step\\": 4'),
+        "another": other.path.read_bytes(),
+    }[damage]
+    assert damaged != content
+    stored.path.write_bytes(damaged)
+    assert stored.load() is None
+    assert stored.damage in caplog.text
+    assert {"another": "other settings", "record": "SHA-256"}.get(damage, "") in stored.damage
     assert "starts again" in caplog.text
+
+
+def test_what_a_killed_process_left_half_written_is_removed(kept):
+    stored = entry("training", {}, [], [])
+    stored.save({})
+    (kept / f".{stored.path.name}.99999999.tmp").write_bytes(b"half")
+    assert stored.load() is not None
+    assert list(kept.iterdir()) == [stored.path]
