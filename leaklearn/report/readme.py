@@ -11,14 +11,15 @@ from collections.abc import Mapping
 
 import nbformat
 
-from leaklearn.files import read_json, write_json, write_text
-from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.files import REPOSITORY, Paths, read_json, write_json, write_text
 from leaklearn.report.paper import STATEMENTS
 
 BEGIN = "<!-- This table is written by `make readme`. -->"
 END = "<!-- End of the table. -->"
 HEADER = "| notebook | the paper (CIFAR-10) | the paper's data sets, ours | digits on a laptop¹ | minutes² |"
 PAPER = "paper"
+VERDICTS = "90_report"
+"""The notebook whose headline is the verdicts on all claims; it stands above the table."""
 
 Results = Mapping[str, Mapping[str, object]]
 
@@ -57,13 +58,22 @@ def _result(name: str, preset: str, paths: Paths) -> dict[str, object]:
 
 def table(results: Results, paths: Paths = REPOSITORY) -> str:
     """The Markdown table of `results` (the laptop preset's, as `update` gives them) and of `outputs/paper/`."""
-    lines = [HEADER, "|---" * 5 + "|"]
+    lines = [*_verdicts(results, paths), HEADER, "|---" * 5 + "|"]
     for name in paths.notebook_names():
+        if name == VERDICTS:
+            continue
         mine, link = results[name], f"[{name[:2]}: {question(name, paths)}](notebooks/{name}.ipynb)"
         papers = _result(name, PAPER, paths).get("headline", "")
         cells = (link, papers_figures(name), papers or "–", mine["headline"], f"{mine['minutes']:g}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def _verdicts(results: Results, paths: Paths) -> list[str]:
+    """What of the paper holds, on its own data sets first."""
+    told = {"On the paper's data sets": _result(VERDICTS, PAPER, paths)}
+    told["On digits, on a laptop"] = results.get(VERDICTS, {})
+    return [line for name, each in told.items() if each for line in (f"**{name}:** {each['headline']}.", "")]
 
 
 def question(name: str, paths: Paths = REPOSITORY) -> str:
