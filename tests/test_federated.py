@@ -191,6 +191,11 @@ def test_bad_settings_are_refused(make, message):
         make()
 
 
+def test_a_model_is_sent_as_a_payload(clients):
+    with pytest.raises(TypeError, match=r"not a Network; send a model as Payload.of\(model\)"):
+        respond(clients, build("convnet", INFO, width=4), FedSGD(4))
+
+
 def test_batch_larger_than_a_clients_data_is_refused(clients):
     payload = Payload.of(build("convnet", INFO, width=4))
     with pytest.raises(ValueError, match=r"batch_size 13 is larger than the data of client 0 \(12 images\)"):

@@ -125,12 +125,16 @@ def respond(
 
     Raises
     ------
+    TypeError
+        If `payload` is none, but a model for instance.
     ValueError
         If a batch is larger than a client's data, no client is given, `batches` or a personal payload are not those of
         as many clients, or the defence does not fit model, payload or protocol.
     FloatingPointError
         If an update is not finite.
     """
+    if not isinstance(payload, AnyPayload):
+        raise TypeError(f"clients answer a payload, not a {type(payload).__name__}; send a model as Payload.of(model)")
     positions = (draw_batches(clients, protocol, seed) if batches is None else batches).positions
     if len(positions) != len(clients):
         raise ValueError(f"mini-batches of {len(positions)} clients were given for {len(clients)} clients")

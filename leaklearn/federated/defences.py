@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, isfinite, sqrt
+from math import ceil, inf, isfinite, sqrt
 from typing import ClassVar
 
 import torch
@@ -107,11 +107,12 @@ class Clip(Defence):
     norm: float
 
     def __post_init__(self) -> None:
-        check_positive("norm", self.norm)
+        check_number("norm", self.norm)
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
         """See `Defence.change`."""
-        return scaled(tensors, (self.norm / norms(tensors)).clamp_max(1))
+        factors = (self.norm / squared_norms(tensors).sqrt()).clamp_max(1)
+        return {name: value * per_client(factors, value) for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class GaussianNoise(Defence):
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_noise(self.multiplier, self.clip)
+        check_number("multiplier", self.multiplier, zero=True)
+        check_number("clip", self.clip)
 
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
@@ -171,7 +173,7 @@ class TopK(Defence):
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_share("share", self.share, zero=False)
+        check_number("share", self.share, most=1)
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
         """See `Defence.change`."""
@@ -240,14 +242,9 @@ class Quantise(Defence):
         return updates.tensors[name].flatten(1).abs().amax(1) / self.levels / sqrt(6)
 
 
-def norms(tensors: State) -> Tensor:
-    """(K,) 2-norm of each client's update over all parameters."""
-    return torch.stack([value.flatten(1).square().sum(1) for value in tensors.values()]).sum(0).sqrt()
-
-
-def scaled(tensors: State, factors: Tensor) -> State:
-    """Each client's update times its own factor (K,)."""
-    return {name: value * per_client(factors, value) for name, value in tensors.items()}
+def squared_norms(tensors: State) -> Tensor:
+    """(K,) squared 2-norm of each row over all parameters (K, ...)."""
+    return torch.stack([value.flatten(1).square().sum(1) for value in tensors.values()]).sum(0)
 
 
 def noised(tensors: State, deviation: float, seeds: Sequence[int]) -> State:
@@ -284,20 +281,9 @@ def refuse_batch_norm(defence: Defence, payload: AnyPayload, protocol: Protocol)
         )
 
 
-def check_positive(name: str, value: float) -> None:
-    """Raise a ValueError unless the value is a finite number above 0."""
-    if not (isinstance(value, int | float) and isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value!r}; it is a finite number above 0")
-
-
-def check_noise(multiplier: float, clip: float) -> None:
-    """Raise a ValueError unless the noise multiplier is at least 0 and the clipping norm above 0."""
-    if not (isinstance(multiplier, int | float) and isfinite(multiplier) and multiplier >= 0):
-        raise ValueError(f"multiplier is {multiplier!r}; the noise multiplier is a finite number of at least 0")
-    check_positive("clip", clip)
-
-
-def check_share(name: str, value: float, *, zero: bool) -> None:
-    """Raise a ValueError unless the value is a share: above 0, or at least 0, and at most 1."""
-    if not (isinstance(value, int | float) and (0 <= value <= 1 if zero else 0 < value <= 1)):
-        raise ValueError(f"{name} is {value!r}; it is a share {'from 0' if zero else 'above 0 and up'} to 1")
+def check_number(name: str, value: float, *, zero: bool = False, most: float = inf) -> None:
+    """Raise a ValueError unless the value is finite, above 0 (or 0 where `zero` allows it) and at most `most`."""
+    finite = isinstance(value, int | float) and isfinite(value)
+    if not (finite and value <= most and (value > 0 or (zero and value == 0))):
+        upper = f" and at most {most:g}" if isfinite(most) else ""
+        raise ValueError(f"{name} is {value!r}; it is a finite number {'of at least' if zero else 'above'} 0{upper}")

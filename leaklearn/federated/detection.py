@@ -101,8 +101,7 @@ class Detector:
     d_snr: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("parallel", "repeated", "copying", "one_measurement", "exposed", "d_snr"):
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if not (isinstance(value, int | float) and value > 0):
                 raise ValueError(f"{name} is {value!r}; a limit is a number above 0")
 

@@ -187,11 +187,7 @@ class SecureAggregation:
 
     payload: Payload
     clients: int
-    _added: int = field(default=0, init=False)
-    _ids: list[Tensor] = field(default_factory=list, init=False)
-    _tensors: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _buffers: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _first: Updates | None = field(default=None, init=False)
+    _sum: Updates | None = field(default=None, init=False)
 
     def add(self, updates: Updates) -> None:
         """Fold a chunk of single-client updates into the sum.
@@ -203,21 +199,22 @@ class SecureAggregation:
         """
         if updates.summed:
             raise ValueError("these updates are a sum already; secure aggregation adds up single clients")
-        if self._added + len(updates) > self.clients:
-            raise ValueError(f"{self._added + len(updates)} clients came, {self.clients} were announced")
-        if self._first is None:
-            self._first = Updates(updates.kind, {}, {}, updates.clients[:0], updates.protocol)
+        total = self._sum
+        if total is None:
+            total = Updates(updates.kind, {}, {}, updates.clients[:0], updates.protocol, summed=True)
+        come = len(total) + len(updates)
+        if come > self.clients:
+            raise ValueError(f"{come} clients came, {self.clients} were announced")
         for name, value in updates.tensors.items():
             if name in self.payload.disjoint:
-                if name not in self._tensors:
-                    self._tensors[name] = value.new_zeros(self.clients, *value.shape[1:])
-                self._tensors[name][self._added : self._added + len(updates)] = value
+                if name not in total.tensors:
+                    total.tensors[name] = value.new_zeros(self.clients, *value.shape[1:])
+                total.tensors[name][len(total) : come] = value
             else:
-                self._tensors[name] = self._tensors.get(name, 0) + value.sum(0, keepdim=True)
+                total.tensors[name] = total.tensors.get(name, 0) + value.sum(0, keepdim=True)
         for name, value in updates.buffers.items():
-            self._buffers[name] = self._buffers.get(name, 0) + value.sum(0, keepdim=True)
-        self._ids.append(updates.clients)
-        self._added += len(updates)
+            total.buffers[name] = total.buffers.get(name, 0) + value.sum(0, keepdim=True)
+        self._sum = replace(total, clients=torch.cat([total.clients, updates.clients]))
 
     def result(self) -> Updates:
         """The sum, once every announced client has been added.
@@ -227,7 +224,7 @@ class SecureAggregation:
         ValueError
             If clients are missing: an incomplete sum is masked and tells the server nothing.
         """
-        if self._first is None or self._added < self.clients:
-            raise ValueError(f"{self._added} of {self.clients} clients came; the sum is not there before all have")
-        first = self._first
-        return Updates(first.kind, self._tensors, self._buffers, torch.cat(self._ids), first.protocol, summed=True)
+        come = 0 if self._sum is None else len(self._sum)
+        if self._sum is None or come < self.clients:
+            raise ValueError(f"{come} of {self.clients} clients came; the sum is not there before all have")
+        return self._sum

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from leaklearn.federated.defences import Defence, check_noise, noised, refuse_batch_norm
+from leaklearn.federated.defences import Defence, check_number, noised, refuse_batch_norm, squared_norms
 from leaklearn.federated.exchange import AnyPayload, Payload, Updates
 from leaklearn.federated.local import State, hooked, in_mode, starts
 from leaklearn.federated.protocols import FedAvg, Protocol
@@ -59,7 +59,8 @@ class PrivateSGD(Defence):
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_noise(self.multiplier, self.clip)
+        check_number("multiplier", self.multiplier, zero=True)
+        check_number("clip", self.clip)
 
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
@@ -170,11 +171,6 @@ def per_image(losses: Callable[..., Tensor], parameters: State, rest: State, ima
         return losses({**parameters, **rest}, image.unsqueeze(0), label.unsqueeze(0))[0]
 
     return vmap(grad(one), in_dims=(None, 0, 0))(parameters, images, labels)
-
-
-def squared_norms(each: State) -> Tensor:
-    """(b,) squared 2-norm over all parameters."""
-    return torch.stack([value.flatten(1).square().sum(1) for value in each.values()]).sum(0)
 
 
 def wide_layers(payload: Payload) -> list[str]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from leaklearn.federated.defences import Defence, check_share, draws, refuse_batch_norm
+from leaklearn.federated.defences import Defence, check_number, draws, refuse_batch_norm
 from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload
 from leaklearn.federated.local import State, in_mode, local_updates
 from leaklearn.federated.protocols import FedAvg, Protocol, check_count
@@ -32,9 +32,8 @@ class Soteria(Defence):
         |r_i| / || dr_i / dx ||_2
 
     (of all perturbations with so many non-zeros, this one moves the image that fits r' the farthest, to first order).
-    Forward pass and all other gradients are untouched. The authors' code adds the criterion up
-    over a batch and prunes the same features for all its images; here each image has its own, which is the same for
-    batches of one.
+    Forward pass and all other gradients are untouched. The authors' code adds the criterion up over a batch and prunes
+    the same features for all its images; here each image has its own, which is the same for batches of one.
 
     Attributes
     ----------
@@ -50,7 +49,7 @@ class Soteria(Defence):
     exact: ClassVar[bool] = True  # of all layers but the last
 
     def __post_init__(self) -> None:
-        check_share("share", self.share, zero=True)
+        check_number("share", self.share, zero=True, most=1)
         if self.probes is not None:
             check_count("probes", self.probes)
 
@@ -64,7 +63,7 @@ class Soteria(Defence):
             raise ValueError(f"{self} computes the features of all clients by one model, but was sent {payload!r}")
         refuse_batch_norm(self, payload, protocol)
         tensors, buffers = local_updates(payload, protocol, images, labels)
-        name = head_name(payload.model)
+        name = next(name for name, module in payload.model.named_modules() if module is payload.model.head)
         with in_mode(payload.model, protocol.batch_norm == "train"):
             tensors[f"{name}.weight"] = self._pruned(payload, name, images[:, 0], labels[:, 0], seeds)
         return tensors, buffers
@@ -72,10 +71,11 @@ class Soteria(Defence):
     def _pruned(self, payload: Payload, head: str, images: Tensor, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """(K, classes, features): the last layer's mean gradient with pruned features; images (K, b, C, H, W)."""
         clients, flat = images.shape[:2], images.flatten(0, 1)
+        # Parameters are handed to the whole model, whose method is then called with them in place.
+        state = {f"model.{name}": value for name, value in {**payload.parameters, **payload.buffers}.items()}
 
         def features(x: Tensor) -> Tensor:
-            # Parameters are handed to the whole model, whose method is then called with them in place.
-            return functional_call(_Features(payload.model), _under(payload), (x,))
+            return functional_call(_Features(payload.model), state, (x,))
 
         r = features(flat)
         logits = F.linear(r, payload.parameters[f"{head}.weight"], payload.parameters.get(f"{head}.bias"))
@@ -126,12 +126,6 @@ def slope_along(features: Callable[[Tensor], Tensor], images: Tensor, direction:
     return (features(images + STEP * direction) - features(images - STEP * direction)) / (2 * STEP)
 
 
-def head_name(model: nn.Module) -> str:
-    """Name of the module `model.head`."""
-    head = model.head
-    return next(name for name, module in model.named_modules() if module is head)
-
-
 class _Features(nn.Module):
     """A model whose forward pass ends at the input of its last layer."""
 
@@ -141,7 +135,3 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.features(images)
-
-
-def _under(payload: Payload) -> State:
-    return {f"model.{name}": value for name, value in {**payload.parameters, **payload.buffers}.items()}
