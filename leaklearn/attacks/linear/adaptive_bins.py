@@ -130,10 +130,9 @@ class Campaign:
     ----------
     attack, clients
         The settings, and (K,) ids.
-    shared : Payload
-        The malicious model of the first round; in later rounds each client has edges of its own.
-    table : Tensor or None
-        (T + 1,) the measurement at each quantile; the first round does without.
+    shared, table
+        The malicious model of the first round, and (T + 1,) the measurement at each quantile, from which each client
+        has edges of its own in later rounds.
     leak : Leak or None
         All that leaked so far, without repeats; every image is certain. Labels are those that fit the gradient.
     cells : Cells
@@ -179,16 +178,9 @@ class Campaign:
     def reconstruct(self, updates: Updates) -> Leak:
         """Take the new images out of the answers of all clients, and learn from them where to look next.
 
-        Returns
-        -------
-        Leak
-            The images that were not known before, on the CPU, with the labels that fit the gradient; all are certain,
-            confidence 1.
-
-        Raises
-        ------
-        ValueError
-            If there is no payload that these could answer, or an image's gradient cannot be made anew.
+        Returns the images that were not known before, on the CPU, with the labels that fit the gradient; all are
+        certain, confidence 1. Raises a ValueError if there is no payload that these updates could answer, or an image's
+        gradient cannot be made anew (`check_resynthesis`).
         """
         if self._quantiles is None:
             raise ValueError("no payload was made that these updates could answer")
@@ -309,9 +301,8 @@ def _tilted_brightness(shape: tuple[int, int, int]) -> Tensor:
 
 def _edges(table: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Bins given in quantiles (K, n) -> their edges (K, n) in the measurement, linear between the table's points."""
-    steps, idle, edges = len(table) - 1, low > 1, []
-    for quantiles in (low, high):
-        place = (quantiles.clamp(0, 1) * steps).clamp_max(steps - 1e-9)
-        index = place.long()
-        edges.append(table[index] + (place - index) * (table[index + 1] - table[index]))
-    return torch.where(idle, BEYOND, edges[0] - MARGIN), torch.where(idle, BEYOND + 1.0, edges[1] + MARGIN)
+    steps, idle = len(table) - 1, low > 1
+    place = (torch.stack([low, high]).clamp(0, 1) * steps).clamp_max(steps - 1e-9)
+    index = place.long()
+    low, high = table[index] + (place - index) * (table[index + 1] - table[index])
+    return torch.where(idle, BEYOND, low - MARGIN), torch.where(idle, BEYOND + 1.0, high + MARGIN)

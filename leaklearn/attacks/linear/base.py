@@ -139,8 +139,7 @@ def as_leak(
     payload: Payload, images: Tensor, confidence: Tensor, client: Tensor, neuron: Tensor, round: int = 0
 ) -> Leak:
     """A leak on the CPU of flat images (M, d) in [0, 1]; all else is (M,)."""
-    images = images.unflatten(1, payload.model.block.shape).float().cpu().contiguous()
-    client = client.cpu()
+    images, client = images.unflatten(1, payload.model.block.shape).float().cpu().contiguous(), client.cpu()
     return Leak(images, confidence.float().cpu(), client, torch.full_like(client, round), neuron.cpu())
 
 

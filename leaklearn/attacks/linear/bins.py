@@ -80,12 +80,7 @@ def measurement_vector(kind: str, shape: tuple[int, int, int], seed: int = 0) ->
         by `seed`. ``"dct"``: the basis image of DCT-II frequency (1, 1), cos(pi (2y+1) / 2H) cos(pi (2x+1) / 2W), over
         all channels, of length 1; natural images have much energy in low frequencies, so its values are spread widely.
     shape
-        (C, H, W), with d = C*H*W.
-
-    Returns
-    -------
-    Tensor
-        (d,) float32.
+        (C, H, W), with d = C*H*W. The vector is (d,) float32.
     """
     channels, height, width = shape
     size = channels * height * width
@@ -103,14 +98,9 @@ def measurement_vector(kind: str, shape: tuple[int, int, int], seed: int = 0) ->
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What the attacker knows of h over the clients' images: a fitted distribution, or values of public images.
+    """What the attacker knows of h over the clients' images, from its `values` (P,) on public ones: float64, sorted.
 
-    Attributes
-    ----------
-    kind : str
-        ``"normal"``, ``"laplace"`` or ``"quantiles"`` (of the public values themselves).
-    values : Tensor
-        (P,) float64, sorted: h of public images.
+    `kind` is a fitted distribution, ``"normal"`` or ``"laplace"``, or ``"quantiles"``, of the values themselves.
     """
 
     kind: str

@@ -28,14 +28,10 @@ NOWHERE = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Expected number of unknown images in disjoint intervals of quantiles, for K clients.
+    """Expected number of unknown images in disjoint intervals of quantiles, for K clients: (K, I) float64 each.
 
-    Attributes
-    ----------
-    low, high : Tensor
-        (K, I) float64, rising along each row; unused places hold `NOWHERE`.
-    mass : Tensor
-        (K, I) float64, expected unknown images in the cell, spread evenly.
+    `low` and `high` rise along each row, unused places hold `NOWHERE`; `mass` are the expected unknown images in the
+    cell, spread evenly.
     """
 
     low: Tensor

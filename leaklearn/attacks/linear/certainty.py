@@ -52,13 +52,7 @@ def certify(payload: Payload, updates: Updates, leak: Leak) -> Certainty:
     """Compare the gradient of each reconstruction with the update that it came from.
 
     Payload and updates are what was sent and what came back from single clients by FedSGD; the leak is what an attack
-    made of them. Where it has labels, these are tested, else every label.
-
-    Raises
-    ------
-    ValueError
-        If the payload has no malicious block, or the gradient of one image cannot be told: sums over clients, weight
-        differences, batch norm in train mode.
+    made of them. Where it has labels, these are tested, else every label. For errors see `check_resynthesis`.
     """
     check_resynthesis(payload, updates)
     row = {client: i for i, client in enumerate(updates.clients.tolist())}
@@ -118,7 +112,7 @@ def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size
 
 
 def check_resynthesis(payload: Payload, updates: Updates) -> None:
-    """Raise a ValueError where one image's gradient cannot be made anew."""
+    """Raise a ValueError where one image's gradient cannot be made anew: an honest model, sums, deltas, batch norm."""
     if not isinstance(payload.model, LeakyNetwork):
         raise ValueError(f"{type(payload.model).__name__} has no malicious block whose gradient could be compared")
     if updates.summed or updates.kind != "gradient":

@@ -38,16 +38,8 @@ class Wiener:
 
         x' = m + sum_j l_j / (l_j + s^2) u_j u_j^T (y - m),
 
-    which has the least expected squared error among all affine functions of y, sum_j l_j s^2 / (l_j + s^2).
-
-    Attributes
-    ----------
-    mean : Tensor
-        (d,) of public images in [0, 1].
-    vectors : Tensor
-        (d, r) orthonormal u_j.
-    values : Tensor
-        (r,) l_j >= 0; directions beyond r have none.
+    which has the least expected squared error among all affine functions of y, sum_j l_j s^2 / (l_j + s^2). `mean` (d,)
+    is m, of images in [0, 1]; `vectors` (d, r) are the orthonormal u_j, `values` (r,) the l_j; further l_j are 0.
     """
 
     mean: Tensor
@@ -79,7 +71,7 @@ def reconstruct_defended(
     Parameters
     ----------
     attack, payload, updates
-        Robbing the Fed or LOKI, what it sent and what came back.
+        An attack with bins (else a ValueError is raised), what it sent and what came back.
     noise
         (K,) s >= 0: the standard deviation of the defence's error on a coordinate of fc1's weight update, for every row
         of it. 0 for errors that are no noise (signs, dropped coordinates): then bins give the scale, and no more.
@@ -91,11 +83,6 @@ def reconstruct_defended(
     Leak
         On the CPU, without labels; every neuron that stands out of the noise gives an image, also one that several
         images share. `confidence` is 1 / (1 + (pixel noise)^2 * 100), so 1 / 2 at 20 dB.
-
-    Raises
-    ------
-    ValueError
-        If the attack has no bins, or `noise` is not one value a row.
     """
     block, weight = payload.model.block, updates.tensors[attack.reads[0]]
     if block.bins is None:

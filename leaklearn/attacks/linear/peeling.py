@@ -46,7 +46,6 @@ class UsedBins(NamedTuple):
     noise: Tensor
 
     def pick(self, which: Tensor) -> UsedBins:
-        """Some of them."""
         return UsedBins(*(column[which] for column in self))
 
 

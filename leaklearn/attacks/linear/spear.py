@@ -86,16 +86,9 @@ class Spear:
     def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0) -> Leak:
         """Images of single clients' FedSGD updates of an honest network; `seed` is of the search.
 
-        Returns
-        -------
-        Leak
-            The images that pass the test of agreement, on the CPU, without labels; confidence is the share of neurons
-            that agree, bin the position within the client's batch as found.
-
-        Raises
-        ------
-        ValueError
-            For another first layer (see `payload`), sums over clients or weight differences.
+        Returns the images that pass the test of agreement, on the CPU, without labels; confidence is the share of
+        neurons that agree, bin the position within the client's batch as found. A ValueError refuses another first
+        layer (see `payload`), sums over clients and weight differences.
         """
         if updates.summed or updates.kind != "gradient":
             raise ValueError(f"{updates!r}: the images are in the gradient of a single client")
@@ -118,14 +111,11 @@ class Spear:
     def recover(
         self, weight_gradient: Tensor, bias_gradient: Tensor, weight: Tensor, bias: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Inputs of the layer from its gradient, all float64: (m, n) and (m,), twice.
+        """Inputs of the layer from its gradient, all float64: weights (m, n), biases (m,).
 
-        Returns
-        -------
-        tuple of Tensor
-            Inputs (b, n), with b the rank of the gradient, in no order, and the share (b,) of the live neurons that
-            each activates exactly where its column of dL/dZ is not zero. Empty if fewer than b directions were found:
-            without all of Q no input can be told.
+        Returns inputs (b, n), with b the rank of the gradient, in no order, and the share (b,) of the live neurons that
+        each activates exactly where its column of dL/dZ is not zero. Empty if fewer than b directions were found:
+        without all of Q no input can be told.
         """
         left, values, right = torch.linalg.svd(weight_gradient, full_matrices=False)
         rank = int((values > RANK_TOLERANCE * values[0]).sum()) if values[0] > 0 else 0
@@ -142,14 +132,18 @@ class Spear:
         least = max(rank, round(SPARSITY * len(basis)))
         for _ in range(self.attempts):
             found = torch.cat([found, SEARCHES[self.search](basis, self.tries, least, generator, known)])
-            found = polish(basis, found[_different(found, basis)])
+            # Of directions that are alike the sparsest.
+            found = found[zeros(basis, found).argsort(descending=True, stable=True)]
+            alike = (found @ found.T).abs() > 1 - 1e-6
+            found = polish(basis, found[~alike.tril(-1).any(1)])
             known = found[independent(found, -zeros(basis, found), rank)]
             if len(known) < rank:
                 continue
             q = torch.linalg.solve_triangular(triangle, known.T, upper=True)
             factors = torch.linalg.solve(q, left.T @ bias_gradient)
             columns, inputs = left @ (q * factors), torch.linalg.solve(q * factors, span)
-            agreement = _agreement(columns[live], (weight @ inputs.T + bias.unsqueeze(1))[live])
+            passed = columns[live].abs() > ZERO * columns[live].abs().amax(0)
+            agreement = (passed == ((weight @ inputs.T + bias.unsqueeze(1))[live] > 0)).double().mean(0)
             if len(best[1]) == 0 or agreement.sum() > best[1].sum():
                 best = inputs, agreement
             if agreement.min() >= AGREEMENT:
@@ -169,14 +163,12 @@ def sample_kernels(
 
     Parameters
     ----------
-    basis
-        (m, b) A.
-    count
-        Submatrices to sample.
+    basis, count
+        (m, b) A, and how many submatrices are sampled.
     least
         Zeros that A q must have to be returned; a kernel of wrong rows has b - 1.
     found
-        Directions that are known already; samples do not depend on them.
+        (F, b) directions that are known already; samples do not depend on them.
 
     Returns
     -------
@@ -214,7 +206,7 @@ def reweighted(
     .. math:: q \leftarrow M^{-1} q / |M^{-1} q|, \quad M = A^T \mathrm{diag}((A q)_i^2 + \epsilon^2)^{-1/2} A
 
     with epsilon falling from the root mean square of A q to 1e-4 of it. The cost of a step is polynomial:
-    O(m b^2 + b^3). Parameters and result as in `sample_kernels`; `found` (R, b) are the directions found before.
+    O(m b^2 + b^3). Parameters and result as in `sample_kernels`.
     """
     rows, size = basis.shape
     at_once = max(1, VALUES_AT_ONCE // (rows * size))
@@ -280,19 +272,6 @@ def first_layer(model: nn.Module) -> str:
         f"the first layer of {type(model).__name__} is not fully connected with ReLU right behind it: "
         "build('mlp', ..., norm='none', activation='relu') is"
     )
-
-
-def _different(found: Tensor, basis: Tensor) -> Tensor:
-    """Positions of different directions, the sparsest of each first."""
-    order = zeros(basis, found).argsort(descending=True, stable=True)
-    alike = (found[order] @ found[order].T).abs() > 1 - 1e-6
-    return order[~alike.tril(-1).any(1)]
-
-
-def _agreement(columns: Tensor, before: Tensor) -> Tensor:
-    """Share of neurons (m, b) at which the gradient is not zero just where the pre-activation is positive."""
-    columns = columns.abs()
-    return ((columns > 1e-4 * columns.amax(0)) == (before > 0)).double().mean(0)
 
 
 def _denormalise(inputs: Tensor, payload: Payload) -> Tensor:

@@ -105,10 +105,7 @@ def fit_scale(directions: Tensor, vector: Tensor, low: Tensor, high: Tensor, *, 
     vector, low, high, eight_bit
         As in `verify`; each candidate has a bin.
 
-    Returns
-    -------
-    Tensor
-        (R,) float; 1 / brightest pixel where the bin gives no bound.
+    Returns (R,) float: 1 / brightest pixel where the bin gives no bound.
     """
     brightest = directions.amax(1)
     measured = directions @ vector
