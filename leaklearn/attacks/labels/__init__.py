@@ -3,7 +3,7 @@
 Label matching: which leaked image has which label.
 """
 
-from leaklearn.attacks.labels.matching import MATCHERS, match_by_each, match_labels
+from leaklearn.attacks.labels.matching import match_by_each, match_labels
 from leaklearn.attacks.labels.restoration import METHODS, RestoredLabels, restore_labels
 
-__all__ = ["MATCHERS", "METHODS", "RestoredLabels", "match_by_each", "match_labels", "restore_labels"]
+__all__ = ["METHODS", "RestoredLabels", "match_by_each", "match_labels", "restore_labels"]

@@ -22,25 +22,25 @@ import torch
 from torch import Tensor
 
 from leaklearn.attacks.labels.last_layer import gradient_scale
-from leaklearn.attacks.labels.replay import ClientImages, Replay, block_inputs
-from leaklearn.attacks.linear.blocks import LeakyBlock
+from leaklearn.attacks.labels.replay import ClientImages, Replay
 from leaklearn.federated.exchange import Payload, Updates
 
 
 def observed(payload: Payload, updates: Updates, leaked: ClientImages) -> tuple[Tensor, Tensor]:
     """B dL/da of each image's own neuron, and the standard deviation of its rounding error; (K, M) float64 each."""
-    block: LeakyBlock = payload.model.block
+    block, sent = payload.model.block, payload.parameters
     change, neurons = updates.tensors["block.fc1.weight"], leaked.neurons
     row = leaked.rows.unsqueeze(1).expand_as(neurons)
     step = change[row, neurons]
     largest = step.abs().amax(2)
-    if not block.bounded and block.bins is not None:  # ReLU bins: less the upper neighbour, but for the last
+    if block.cumulative:  # less the upper neighbour, but for the last; of these images only, unlike `by_bin`
         above = change[row, (neurons + 1).clamp_max(change.shape[1] - 1)]
         step = torch.where((neurons + 1 < change.shape[1]).unsqueeze(2), step - above, step)
     if updates.kind == "delta":  # the weights are rounded too, of which a change is the difference
-        largest = largest + payload.parameters["block.fc1.weight"].abs().amax(1)[neurons]
+        largest = largest + sent["block.fc1.weight"].abs().amax(1)[neurons]
     scale = updates.protocol.images_per_client * gradient_scale(updates)
-    inputs = block_inputs(payload, leaked.images.flatten(0, 1)).unflatten(0, neurons.shape).double()
+    inputs = block.inputs(leaked.images.flatten(0, 1), sent.get("block.conv.weight"))
+    inputs = inputs.unflatten(0, neurons.shape).double()
     length = (inputs**2).sum(2).clamp_min(1e-300)
     slope = scale * (step.double() * inputs).sum(2) / length
     # Every entry of dW is off by about its own rounding; one of the directions that these errors take is that of x.

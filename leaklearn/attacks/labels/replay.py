@@ -139,13 +139,6 @@ def replay(
     return Replay(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def block_inputs(payload: Payload, images: Tensor) -> Tensor:
-    """Inputs of the malicious layer of (N, C, H, W) images, (N, d), by the weights that were sent."""
-    weight = payload.parameters.get("block.conv.weight")
-    mapped = images if weight is None else F.conv2d(images, weight, padding=1).relu()
-    return mapped.flatten(1)
-
-
 class _Look(nn.Module):
     """A network that gives features, logits and batch norm's coupling phi of each image at once."""
 
@@ -204,7 +197,7 @@ def _state(
 def _block(payload: Payload, updates: Updates, leaked: ClientImages, share: float) -> tuple[Tensor, Tensor]:
     """fc2's output before its ReLU, (K, M, d), and its column of each image's own neuron, (K, M, d)."""
     block, sent, rows, neurons = payload.model.block, payload.parameters, leaked.rows, leaked.neurons
-    inputs = block_inputs(payload, leaked.images.flatten(0, 1))
+    inputs = block.inputs(leaked.images.flatten(0, 1), sent.get("block.conv.weight"))
     active = block.activation(F.linear(inputs, sent["block.fc1.weight"], sent["block.fc1.bias"]))
     active, inputs = active.unflatten(0, neurons.shape), inputs.unflatten(0, neurons.shape)
     if share:
