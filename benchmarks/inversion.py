@@ -40,8 +40,7 @@ from inversion_measure import Size, measure, sweep
 from inversion_report import assemble, part_file, read_parts
 from peer import INSTALL, installed
 
-from leaklearn.files import write_json
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, write_json
 from leaklearn.report import provenance
 
 # Iterations of an attack and of a timed call, and breaching's clients: what two cores, or a GPU, do in a few minutes.

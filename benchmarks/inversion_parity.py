@@ -16,8 +16,7 @@ import torch
 from inversion_measure import Worker
 from peer import INSTALL, installed
 
-from leaklearn.files import write_json, write_text
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, write_json, write_text
 from leaklearn.report import provenance
 
 # Network, images a batch, iterations: what takes a few minutes on two cores.

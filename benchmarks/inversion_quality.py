@@ -20,8 +20,7 @@ import leaklearn as ll
 from leaklearn.attacks import GradientInversion
 from leaklearn.evaluation import Truth, interval, quality
 from leaklearn.federated import Payload
-from leaklearn.files import write_json, write_text
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, write_json, write_text
 from leaklearn.report.provenance import commit, device, versions
 
 NETWORKS = {

@@ -23,9 +23,8 @@ import torch.nn.functional as F
 
 from leaklearn.data import load
 from leaklearn.federated import FedAvg, FedSGD, Payload, draw_batches, make_clients, respond
-from leaklearn.files import write_text
+from leaklearn.files import REPOSITORY, write_text
 from leaklearn.models import build
-from leaklearn.paths import REPOSITORY
 
 CASES = [
     ("lenet", FedSGD(8)),

@@ -27,9 +27,8 @@ from leaklearn.attacks import Loki
 from leaklearn.data import ImageSet, load
 from leaklearn.evaluation import Truth, score
 from leaklearn.federated import Client, FedAvg, FedSGD, draw_batches, gather, respond
-from leaklearn.files import write_text
+from leaklearn.files import REPOSITORY, write_text
 from leaklearn.models import build
-from leaklearn.paths import REPOSITORY
 
 IMAGES, FACTOR = 64, 4
 PROTOCOLS = {"fedsgd": FedSGD(IMAGES), "fedavg": FedAvg(8, IMAGES // 8, 0.01)}

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from leaklearn import parameters
 from leaklearn.data.catalogue import CATALOGUE
 from leaklearn.experiments.batches import NETWORKS
+from leaklearn.files import REPOSITORY
 from leaklearn.learning.recipe import Recipe
 from leaklearn.models import build
-from leaklearn.paths import REPOSITORY
-from leaklearn.settings import plan
+from leaklearn.runner.plan import plan
 
 BATCH = Recipe().batch_size
 Work = list[tuple[str, str, str, float]]  # kind ("training" or "inversion"), network, data set, images

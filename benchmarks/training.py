@@ -22,11 +22,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from leaklearn import torchvision_compat  # noqa: F401
 from leaklearn.data import Dataset, load
-from leaklearn.files import write_text
+from leaklearn.files import REPOSITORY, write_text
 from leaklearn.learning import Recipe, train
 from leaklearn.learning.recipe import default_pad
 from leaklearn.models import build
-from leaklearn.paths import REPOSITORY
 
 
 class Transformed(torch.utils.data.Dataset):

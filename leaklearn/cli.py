@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.files import REPOSITORY, Paths
 
 DESCRIPTION = """\
 How leaky is a federated-learning set-up, and what is a leak worth?
@@ -105,11 +105,11 @@ def _help(parser: argparse.ArgumentParser) -> int:
 
 
 def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
-    from leaklearn import settings
+    from leaklearn.runner import plan
 
-    jobs = settings.plan(options.preset, options.only, options.set, paths)  # before the slow imports
-    from leaklearn import progress
-    from leaklearn.reproduce import TIME_IS_UP, reproduce
+    jobs = plan.plan(options.preset, options.only, options.set, paths)  # before the slow imports
+    from leaklearn.runner import progress
+    from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
 
     if options.list:
         _say(progress.listing(jobs, paths))
@@ -140,7 +140,8 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
 
 
 def _data(options: argparse.Namespace, paths: Paths) -> int:
-    from leaklearn import data, progress
+    from leaklearn import data
+    from leaklearn.runner import progress
 
     found = data.describe()
     given = os.environ.get("LEAKLEARN_DATA", "").strip()

@@ -42,12 +42,23 @@ def read(notebook: Path) -> dict[str, Parameter]:
     ValueError
         If the notebook cannot be read, or its parameters cell holds anything but `name: type = literal` lines.
     """
+    sources = tagged(notebook, TAG)
+    return parse(sources[0], where=notebook.name) if sources else {}
+
+
+def tagged(notebook: Path, tag: str) -> list[str]:
+    """Source texts of a notebook's cells that have a tag.
+
+    Raises
+    ------
+    ValueError
+        If the notebook cannot be read.
+    """
     try:  # as JSON: importing nbformat takes longer than all the rest of this package
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = ["".join(cell["source"]) for cell in cells if TAG in cell["metadata"].get("tags", [])]
+        return ["".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", [])]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"cannot read the notebook {notebook}: {error!r}") from error
-    return parse(tagged[0], where=notebook.name) if tagged else {}
 
 
 def parse(source: str, where: str = "the parameters cell") -> dict[str, Parameter]:

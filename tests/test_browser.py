@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from lab_page import CHROMIUM, Page, lab
 
-from leaklearn.files import write_text
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, write_text
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: `make test-browser` installs it")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium (Debian: apt install chromium)")

@@ -6,9 +6,9 @@ import sys
 import pytest
 from tiny_project import add_notebook, make, write_preset
 
-from leaklearn import reproduce
 from leaklearn.cli import main
-from leaklearn.reproduce import Outcome
+from leaklearn.runner import reproduce
+from leaklearn.runner.reproduce import Outcome
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from leaklearn.data import load, tinyimagenet
-from leaklearn.paths import Paths
+from leaklearn.files import Paths
 
 WNIDS = ("n01", "n02", "n03")
 TRAIN, VAL = 6, 2

@@ -13,9 +13,8 @@ import torch
 
 from leaklearn import cli
 from leaklearn.data import download, load, tinyimagenet
-from leaklearn.files import remove_abandoned, write_bytes, write_json, write_text
+from leaklearn.files import Paths, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.leaks import Leak
-from leaklearn.paths import Paths
 
 MUCH = 2**21  # bytes, twice what the small disk holds
 NOBODY = 99_999_999  # no system has a process of this number

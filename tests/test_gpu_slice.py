@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 
 SCRIPT = REPOSITORY.root / "benchmarks" / "gpu_slice.sh"
 TOOLS = ("bash", "tar", "gzip", "split", "sha256sum")

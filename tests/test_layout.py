@@ -8,13 +8,12 @@ import pytest
 import yaml
 
 from leaklearn import parameters
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 
 PACKAGE = REPOSITORY.root / "leaklearn"
 
 # A part may import what stands before it, and itself. Leaks come before attacks: they are what an attack gives.
 ORDER = [
-    "paths",
     "files",
     "store",
     "parameters",
@@ -29,10 +28,7 @@ ORDER = [
     "experiments",
     "report",
     "widgets",
-    "settings",
-    "slices",
-    "reproduce",
-    "progress",
+    "runner",
     "cli",
     "__main__",
 ]
@@ -161,8 +157,9 @@ def test_a_preset_belongs_to_a_notebook_and_names_itself(file):
     assert not same, f"{same} have the notebook's own defaults: leave them out"
 
 
-def test_every_preset_can_be_planned():
-    from leaklearn.settings import plan, presets
+def test_every_preset_can_be_planned_and_the_report_comes_last():
+    from leaklearn.runner.plan import plan, presets
 
     for preset in presets(REPOSITORY):
-        plan(preset, [], [], REPOSITORY)
+        jobs = plan(preset, [], [], REPOSITORY)
+        assert [job.notebook for job in jobs if job.reads_others] == ["90_report"]

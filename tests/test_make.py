@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 

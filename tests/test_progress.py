@@ -6,10 +6,10 @@ import json
 import pytest
 from tiny_project import add_notebook, make
 
-from leaklearn import progress
-from leaklearn.progress import Progress, expected_work
-from leaklearn.reproduce import Outcome
-from leaklearn.settings import Job
+from leaklearn.runner import progress
+from leaklearn.runner.plan import Job
+from leaklearn.runner.progress import Progress, expected_work
+from leaklearn.runner.reproduce import Outcome
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import pytest
 from tiny_project import add_notebook, make
 
 from leaklearn.cli import main
-from leaklearn.files import write_json
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, write_json
 from leaklearn.report.paper import KNOWN
 from leaklearn.report.readme import BEGIN, END, papers_figures, replaced, table, update
 

@@ -10,7 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 from tiny_project import add_notebook, make
 
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 from leaklearn.report import html as report
 from leaklearn.report import start
 from leaklearn.report.paper import STATEMENTS

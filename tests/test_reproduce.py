@@ -13,8 +13,8 @@ import psutil
 import pytest
 from tiny_project import add_notebook, make, reporting_cells
 
-from leaklearn.progress import closing_table
-from leaklearn.reproduce import reproduce
+from leaklearn.runner.progress import closing_table
+from leaklearn.runner.reproduce import reproduce
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_killed_it_leaves_nothing_half_written(tmp_path):
     wait = f"{marker}; time.sleep(300)"
     add_notebook(paths, "00_long", *reporting_cells(paths, "00_long", before_finish=wait))
     code = (
-        "from pathlib import Path; from leaklearn.paths import Paths; from leaklearn.reproduce import reproduce\n"
+        "from pathlib import Path; from leaklearn.files import Paths; from leaklearn.runner.reproduce import reproduce\n"
         f"reproduce('smoke', paths=Paths(Path({str(tmp_path)!r})))"
     )
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
@@ -144,7 +144,7 @@ def test_interrupted_it_ends_its_kernel_and_clears_up(tmp_path, number, code):
     add_notebook(paths, "00_long", cell)
     program = (
         "import signal, sys; from pathlib import Path\n"
-        "from leaklearn.cli import main; from leaklearn.paths import Paths\n"
+        "from leaklearn.cli import main; from leaklearn.files import Paths\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"sys.exit(main(['reproduce', '--preset', 'smoke'], Paths(Path({str(tmp_path)!r}))))"
     )
@@ -166,7 +166,7 @@ def test_a_copy_that_a_full_disk_has_cut_is_removed(tmp_path, monkeypatch):
         copy.write_text('{"cells": [{"cell_type"')
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("leaklearn.reproduce.papermill.execute_notebook", full)
+    monkeypatch.setattr("leaklearn.runner.reproduce.papermill.execute_notebook", full)
     outcomes, report = reproduce("smoke", paths=paths)
     assert outcomes[0].error == f"No space left on device: {paths.outputs / 'smoke'}"
     assert [path.name for path in (paths.outputs / "smoke").rglob("*") if path.is_file()] == [report.name]

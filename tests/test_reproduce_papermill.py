@@ -7,7 +7,7 @@ import uuid
 
 import nbformat
 
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 
 SMALLEST = "90_report"
 

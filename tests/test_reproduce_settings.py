@@ -4,7 +4,7 @@ import pytest
 from tiny_project import add_notebook, make, write_preset
 
 from leaklearn import parameters
-from leaklearn.settings import plan, presets
+from leaklearn.runner.plan import plan, presets
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 from tiny_project import add_notebook, make, reporting_cells
 
 from leaklearn import cli
+from leaklearn.runner.plan import READS_OTHERS
+from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
 from leaklearn.store import FOLDER
-from leaklearn.reproduce import TIME_IS_UP, reproduce
 
 # Counts to 3 on disk; whoever counts from the beginning falls asleep at 2.
 COUNTING = """\
@@ -30,7 +31,7 @@ def project(tmp_path, monkeypatch):
     paths = make(tmp_path)
     add_notebook(paths, "00_quick", *reporting_cells(paths, "00_quick"))
     add_notebook(paths, "01_long", *reporting_cells(paths, "01_long", before_finish=COUNTING))
-    add_notebook(paths, "90_last", *reporting_cells(paths, "90_last"))
+    add_notebook(paths, "90_last", *reporting_cells(paths, "90_last"), tags=[READS_OTHERS])
     return paths
 
 
@@ -45,6 +46,7 @@ def test_slices_end_with_the_whole(project):
 
     second, _ = reproduce("laptop", paths=project, slice_seconds=100)
     assert [outcome.error for outcome in second] == ["", "", ""]
+    assert (project.results("laptop", "90_last") / "notebook.ipynb").is_file()
     again = json.loads((project.results("laptop", "00_quick") / "provenance.json").read_text())["started"]
     assert again == started
     assert pd.read_csv(project.results("laptop", "01_long") / "count.csv")["begun"].item() == 2

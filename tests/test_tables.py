@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY
 from leaklearn.report.names import measure, name, sources, tested_on
 from leaklearn.report.tables import check_keys, fold, over_seeds, spread, told
 

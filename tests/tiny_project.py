@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from leaklearn.paths import Paths
+from leaklearn.files import Paths
 
 PARAMETERS = """\
 preset: str = "smoke"  # folder under outputs/
@@ -25,11 +25,13 @@ def make(root: Path) -> Paths:
     return paths
 
 
-def add_notebook(paths: Paths, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
-    """Add a notebook with a title, the parameters and the given code cells."""
+def add_notebook(
+    paths: Paths, name: str, *cells: str, parameters: str = PARAMETERS, tags: Sequence[str] = ()
+) -> Path:
+    """Add a notebook with a title, the parameters and the given code cells, which have these tags."""
     made = [nbformat.v4.new_markdown_cell(f"# Title of {name}\n\nIts *question*.")]
     made.append(nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}))
-    made += [nbformat.v4.new_code_cell(source) for source in cells]
+    made += [nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)}) for source in cells]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=kernel), paths.notebook(name))
     return paths.notebook(name)
@@ -40,7 +42,7 @@ def reporting_cells(paths: Paths, name: str, before_finish: str = "") -> Sequenc
     begin = (
         "from pathlib import Path\n"
         "import pandas as pd\n"
-        "from leaklearn.paths import Paths\n"
+        "from leaklearn.files import Paths\n"
         "from leaklearn.report import start\n"
         f"run = start({name!r}, globals(), paths=Paths(Path({str(paths.root)!r})))\n"
         "run.table(pd.DataFrame({'steps': [steps]}), 'numbers', by=['steps'], caption='The steps.')\n"

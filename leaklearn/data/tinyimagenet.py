@@ -25,8 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from leaklearn.data.splits import Split, damaged
-from leaklearn.files import remove_abandoned
-from leaklearn.paths import REPOSITORY
+from leaklearn.files import REPOSITORY, remove_abandoned
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.files import REPOSITORY, Paths
 from leaklearn.report.paper import STATEMENTS, Statement
 from leaklearn.report.verdicts import NOT_RUN, VERDICTS, Finding
 

@@ -12,8 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
-from leaklearn.files import read_json, write_text
-from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.files import REPOSITORY, Paths, read_json, write_text
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
 from leaklearn.report.paper import KNOWN, STATEMENTS
 from leaklearn.report.tables import Table, short, shown

@@ -26,8 +26,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from leaklearn import parameters
-from leaklearn.files import plain, remove_abandoned, write_bytes, write_json, write_text
-from leaklearn.paths import REPOSITORY, Paths
+from leaklearn.files import REPOSITORY, Paths, plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.report import provenance
 from leaklearn.report.tables import check_keys
 

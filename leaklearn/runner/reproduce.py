@@ -2,6 +2,10 @@
 
 Each notebook saves its own results by way of `leaklearn.report`, which puts them in place only when complete. The
 runner adds the executed copy: `notebook.ipynb` after a success, `notebook.failed.ipynb` after a failure.
+
+A run can be cut into slices of a fixed length, for machines that are lent for minutes. A slice ends with its kernels
+killed in the middle of a cell. The next one skips the notebooks that are finished, runs the others from their first
+cell, and finds the long computations of each where they were left (`leaklearn.store`).
 """
 
 import json
@@ -22,15 +26,14 @@ import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError
 
-from leaklearn.files import read_json, remove_abandoned
-from leaklearn.paths import REPOSITORY, Paths
-from leaklearn.report import html
-from leaklearn.settings import Job, plan
-from leaklearn.slices import is_finished, kept_states
+from leaklearn import parameters
+from leaklearn.files import REPOSITORY, Paths, plain, read_json, remove_abandoned
+from leaklearn.report import html, provenance
+from leaklearn.runner.plan import Job, plan
+from leaklearn.store import FOLDER
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
 MOST_AT_ONCE = 4
-READS_OTHERS = "90"  # notebooks from this number on read what others wrote
 
 TIME_IS_UP = "time is up"
 """The error of a notebook that the end of a slice found unfinished."""
@@ -77,12 +80,11 @@ def reproduce(
     Parameters
     ----------
     preset, only, assignments, paths
-        What to run; see `leaklearn.settings.plan`.
+        What to run; see `leaklearn.runner.plan.plan`.
     at_once : int or None
         Notebooks that run at a time, which share the cores; by default as `notebooks_at_once` says.
     slice_seconds : float or None
-        Stop after so many seconds, keep the states of long computations, and skip what an earlier slice has finished;
-        see `leaklearn.slices`.
+        Stop after so many seconds, store the states of long computations, and skip what an earlier slice has finished.
     on_start, on_cell, on_outcome : callable
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
@@ -108,14 +110,14 @@ def reproduce(
     on_start(jobs)
     outcomes: dict[str, Outcome] = {}
     for job in jobs if sliced else []:
-        if job.notebook < READS_OTHERS and is_finished(job, preset, paths):
+        if _is_finished(job, preset, paths):
             outcomes[job.notebook] = _outcome_before(job, preset, paths)
             on_outcome(outcomes[job.notebook])
     left = [job for job in jobs if job.notebook not in outcomes]
     stopping = Event()
-    waves = [job for job in left if job.notebook < READS_OTHERS], [job for job in left if job.notebook >= READS_OTHERS]
-    keeping = kept_states(paths) if sliced else nullcontext()
-    with keeping, this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
+    waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
+    storing = _storing(paths) if sliced else nullcontext()
+    with storing, this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
         try:
             for wave in waves:
                 running = [pool.submit(execute, job, preset, paths, on_cell, stopping) for job in wave]
@@ -182,6 +184,32 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
     _file_copy(copy, results, failed=bool(error))
     peak = nan if error else read_json(results / "provenance.json").get("peak_memory_mib") or nan
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
+
+
+def _is_finished(job: Job, preset: str, paths: Paths) -> bool:
+    """Whether the results of a notebook are there, made with these parameters by this very version of the sources.
+
+    A checkout with changes is no version: its commit does not tell what ran. A notebook that reads others' results is
+    never finished: they may have changed since.
+    """
+    made = read_json(paths.results(preset, job.notebook) / "provenance.json")
+    declared = {each.name: each.default for each in parameters.read(paths.notebook(job.notebook)).values()}
+    version = provenance.commit(paths.root)
+    same = made.get("parameters") == plain(declared | job.parameters) and made.get("git") == version
+    return same and not version["dirty"] and not job.reads_others
+
+
+@contextmanager
+def _storing(paths: Paths) -> Iterator[None]:
+    """Have the kernels store all that takes long in the cache, or where the user says."""
+    before = os.environ.get(FOLDER)
+    os.environ[FOLDER] = before or str(paths.cache)
+    try:
+        yield
+    finally:
+        os.environ.pop(FOLDER)
+        if before is not None:
+            os.environ[FOLDER] = before
 
 
 def _outcome_before(job: Job, preset: str, paths: Paths) -> Outcome:

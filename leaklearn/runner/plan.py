@@ -14,19 +14,23 @@ from pathlib import Path
 import yaml
 
 from leaklearn import parameters
+from leaklearn.files import Paths
 from leaklearn.parameters import Parameter
-from leaklearn.paths import Paths
 
 DEFAULTS = "smoke"
+READS_OTHERS = "reads-other-notebooks"
+"""Tag of a cell that reads what other notebooks have written: its notebook runs after all others."""
+
 PLAIN_TYPES = {"str": str, "bool": bool, "list": list, "dict": dict}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook and the parameters it is given, `preset` among them."""
+    """One notebook, the parameters it is given, `preset` among them, and whether it reads other notebooks' results."""
 
     notebook: str
     parameters: dict[str, object] = field(default_factory=dict)
+    reads_others: bool = False
 
 
 def presets(paths: Paths) -> list[str]:
@@ -66,7 +70,7 @@ def plan(preset: str, only: Iterable[str], assignments: Iterable[str], paths: Pa
     values = {name: _from_preset(preset, name, declared[name], paths) for name in chosen}
     for assignment in assignments:
         _assign(assignment, declared, values)
-    return [Job(name, values[name]) for name in chosen]
+    return [Job(name, values[name], bool(parameters.tagged(paths.notebook(name), READS_OTHERS))) for name in chosen]
 
 
 def check(parameter: Parameter, value: object, where: str) -> None:

@@ -14,10 +14,9 @@ import nbformat
 from tqdm import tqdm
 
 from leaklearn import parameters
-from leaklearn.files import read_json
-from leaklearn.paths import Paths
-from leaklearn.reproduce import TIME_IS_UP, Outcome
-from leaklearn.settings import Job, presets
+from leaklearn.files import Paths, read_json
+from leaklearn.runner.plan import Job, presets
+from leaklearn.runner.reproduce import TIME_IS_UP, Outcome
 
 HEARTBEAT = 60.0  # seconds between signs of life in a log
 TELLING = 0.02  # share of the work that must be done before the time left can be told
