@@ -87,9 +87,8 @@ class Bench:
     ----------
     data : Dataset
         Training images are the clients'; test images measure accuracy, and are what an attacker knows of such images.
-    model, width : str, int or None
-        The network that is trained, a name for `leaklearn.models.build`, and the channels of its first layer (None: its
-        own).
+    model, width, norm, activation : str, int or None
+        The network that is trained, as for `leaklearn.models.build`; None: its own width, norm layers, activation.
     recipe : Recipe
         How it is trained.
     seeds : Sequence of int
@@ -107,10 +106,13 @@ class Bench:
     seeds: Sequence[int] = (0,)
     device: str = "cpu"
     progress: bool = True
+    norm: str | None = None
+    activation: str | None = None
 
     def network(self, seed: int) -> Network:
         """The network that is trained, untrained."""
-        return build(self.model, self.data, width=self.width, seed=seed)
+        look = {"width": self.width, "norm": self.norm, "activation": self.activation}
+        return build(self.model, self.data, **look, seed=seed)
 
     def clients(self, count: int, images: int, seed: int) -> list[Client]:
         """The first `count` of the clients that share all training images, each with at least `images` of them.
@@ -147,6 +149,7 @@ class Bench:
         secure: bool = False,
         defence: Defence | None = None,
         batches: Draw | None = None,
+        updates: Updates | None = None,
         everything: bool = False,
         known_labels: bool = False,
         **options: object,
@@ -168,6 +171,8 @@ class Bench:
             What is sent, where it is made already; `network` and `public` are then not used.
         public
             Images of the same kind that the attacker has; None: the test images.
+        updates
+            What the clients answered to this payload with this seed, where it is there already.
         everything
             Keep the whole update, also what the attack does not look at: for a second attack on it.
         known_labels
@@ -182,10 +187,10 @@ class Bench:
         payload = payload.to(self.device)
         sent = self.clock()
         batches = draw_batches(clients, protocol, seed) if batches is None else batches
-        only = None if everything else attack.reads
-        updates = respond(
-            clients, payload, protocol, seed, secure=secure, only=only, batches=batches, defence=defence
-        )
+        if updates is None:
+            only = None if everything else attack.reads
+            answering = {"secure": secure, "only": only, "batches": batches, "defence": defence}
+            updates = respond(clients, payload, protocol, seed, **answering)
         truth = Truth(*gather(clients, batches.flat), updates.clients)
         back = self.clock()
         if known_labels:
@@ -200,10 +205,12 @@ class Bench:
         return Exchange(attack, payload, updates, leak, truth, seconds, inversion)
 
     def worth(self, images: ImageSet | Leak, seed: int, *, network: Network | None = None, **changes: object) -> float:
-        """Test accuracy, 0..1, of the learner trained on these images: what a leak is worth.
+        """Test accuracy, 0..1, of the learner trained on these images: what a leak is worth; an empty one, guessing.
 
         `network` starts from another model than the untrained one; `changes` replace fields of the recipe.
         """
+        if len(images) == 0:
+            return 1 / self.data.num_classes
         recipe = replace(self.recipe, **changes)
         start = self.network(seed) if network is None else network
         options = {"test": self.data.test, "info": self.data.info, "device": self.device, "evaluate_every": 0}

@@ -14,7 +14,7 @@ from leaklearn.data.images import ImageSet
 from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, FedAvg, Federation, FedSGD, federate, make_clients
-from leaklearn.federated.protocols import Protocol
+from leaklearn.federated.protocols import Protocol, check_count
 from leaklearn.learning import evaluate
 from leaklearn.models import Network
 
@@ -137,6 +137,10 @@ class FederationPlan:
 
     def __post_init__(self) -> None:
         self.protocol()
+        for name in ("clients", "clients_per_round", "rounds"):
+            check_count(name, getattr(self, name))
+        if self.clients_per_round > self.clients:
+            raise ValueError(f"clients_per_round is {self.clients_per_round}, but there are {self.clients} clients")
 
     def protocol(self) -> FedAvg:
         """The clients' part in a round."""
