@@ -10,7 +10,7 @@ from plain_inversion import exchange
 from tiny import INFO
 
 from leaklearn.attacks import GradientInversion
-from leaklearn.attacks.inversion import PRESETS
+from leaklearn.attacks.inversion import PRESETS, Settings
 from leaklearn.attacks.inversion.memory import kept_pages
 from leaklearn.attacks.inversion.problem import Units
 from leaklearn.data import load
@@ -154,6 +154,30 @@ def test_the_leak_tells_where_its_images_come_from(attacked):
     assert set(found.history) == {0, 1, 2, 3}
     assert found.snapshots[1].shape == (4, 2, *INFO.shape)
     assert 0 <= float(leak.images.min()) <= float(leak.images.max()) <= 1
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_an_attack_tells_its_name_and_source_and_sends_the_honest_model(preset):
+    attack = GradientInversion(preset)
+    assert attack.name == preset == attack.replace(iterations=3).name
+    assert attack.source == PRESETS[preset].source != ""
+    assert attack.reads is None  # it looks at the whole update
+    model = build("lenet", INFO, seed=0)
+    payload = attack.payload(model)
+    assert payload.model is model
+    assert not payload.disjoint
+    for name, value in model.named_parameters():
+        assert torch.equal(payload.parameters[name], value)
+
+
+def test_sources_are_the_papers():
+    found = {name: settings.source for name, settings in PRESETS.items()}
+    for name, words in {"dlg": "NeurIPS 2019", "idlg": "2001.02610", "inverting_gradients": "NeurIPS 2020"}.items():
+        assert words in found[name]
+    assert "CVPR 2021" in found["gradinversion"]
+    assert "breaching" in found["modern"]
+    assert found["fast"] == "ours"
+    assert GradientInversion(Settings()).source == ""
 
 
 @pytest.mark.parametrize(

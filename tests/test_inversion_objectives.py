@@ -10,9 +10,9 @@ from tiny import INFO
 
 from leaklearn.attacks.inversion.gradients import Gradients
 from leaklearn.attacks.inversion.objectives import OBJECTIVES, largest_entries
+from leaklearn.attacks.inversion.presets import Settings
 from leaklearn.attacks.inversion.priors import PRIORS
 from leaklearn.attacks.inversion.problem import PENALTY_RADIUS, Problem
-from leaklearn.attacks.inversion.settings import Settings
 from leaklearn.data.images import DataInfo
 from leaklearn.federated import FedAvg, FedSGD
 

@@ -9,8 +9,7 @@ from torch import nn
 
 from leaklearn.attacks.inversion.features import RIDGE, FeatureTarget, recover
 from leaklearn.attacks.inversion.objectives import OBJECTIVES
-from leaklearn.attacks.inversion.priors import PRIORS, Candidate
-from leaklearn.attacks.inversion.starts import PATTERN, STARTS
+from leaklearn.attacks.inversion.priors import PATTERN, PRIORS, STARTS, Candidate
 from leaklearn.data.images import DataInfo
 from leaklearn.federated import FedSGD, Payload
 from leaklearn.models import build
@@ -166,15 +165,17 @@ def test_features_behind_large_logits_are_recovered_for_most_clients(batch, righ
     assert int((relative(target.values, true) < 1e-3).sum()) >= right
 
 
-@pytest.mark.parametrize(("name", "least"), [("lenet", 0.05), ("convnet", 1e-4)])
+@pytest.mark.parametrize(("name", "least", "right"), [("lenet", 0.05, 6), ("convnet", 2e-3, 12)])
 @pytest.mark.parametrize("labels", [[3, 3, 5, 7], [3, 3, 3, 7], [2, 2, 5, 5]], ids=str)
-def test_of_images_that_share_a_label_the_mean_is_recovered(name, least, labels):
-    labels = torch.tensor([labels])
+def test_of_images_that_share_a_label_the_mean_is_recovered(name, least, right, labels):
+    """Of all batches, but for LeNet's large logits, as above: which of 12 fail depends on the processor's rounding."""
+    labels = torch.tensor(labels).expand(12, -1)
     target, true = features_of(name, labels)
-    means = torch.stack([true[0, labels[0] == label].mean(0) for label in labels[0]]).unsqueeze(0)
-    error = float(relative(target.values, means))
-    assert error < least
-    assert error < float(relative(target.values, true)) / 2  # it is the mean, and not the images
+    same = (labels.unsqueeze(2) == labels.unsqueeze(1)).to(true)
+    error = relative(target.values, same @ true / same.sum(2, keepdim=True))
+    found = error < least
+    assert int(found.sum()) >= right
+    assert (error < relative(target.values, true) / 2)[found].all()  # it is the mean, and not the images
 
 
 def test_features_need_a_last_linear_layer_with_a_bias():

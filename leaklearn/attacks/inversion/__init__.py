@@ -2,8 +2,7 @@
 
 from leaklearn.attacks.inversion.attack import GradientInversion
 from leaklearn.attacks.inversion.check import Check
-from leaklearn.attacks.inversion.presets import PRESETS, preset
-from leaklearn.attacks.inversion.result import Inversion
-from leaklearn.attacks.inversion.settings import Settings
+from leaklearn.attacks.inversion.engine import Inversion
+from leaklearn.attacks.inversion.presets import PRESETS, Settings, preset
 
 __all__ = ["PRESETS", "Check", "GradientInversion", "Inversion", "Settings", "preset"]

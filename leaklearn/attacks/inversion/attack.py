@@ -8,19 +8,18 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from leaklearn.attacks.inversion.check import Check, check, check_updates
-from leaklearn.attacks.inversion.engine import minimise
+from leaklearn.attacks.inversion.engine import Inversion, Part, finish, gather, minimise
 from leaklearn.attacks.inversion.gradients import Gradients, last_linear
 from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
-from leaklearn.attacks.inversion.presets import preset
+from leaklearn.attacks.inversion.presets import Settings, preset
+from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
-from leaklearn.attacks.inversion.result import Inversion, Part, finish, gather
-from leaklearn.attacks.inversion.settings import Settings
-from leaklearn.attacks.inversion.starts import STARTS
 from leaklearn.attacks.labels import restore_labels
+from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
@@ -41,6 +40,8 @@ class GradientInversion:
     """
 
     settings: Settings | str = "fast"
+    # What the attacker looks at, of all that comes back: everything.
+    reads = None
 
     def __post_init__(self) -> None:
         if isinstance(self.settings, str):
@@ -50,10 +51,24 @@ class GradientInversion:
         """The same attack with some settings changed."""
         return GradientInversion(self.settings.with_changes(**changes))
 
+    @property
+    def name(self) -> str:
+        """The settings' name, as ``"fast"``."""
+        return self.settings.name
+
+    @property
+    def source(self) -> str:
+        """Where the attack is published."""
+        return self.settings.source
+
+    def payload(self, model: nn.Module, public: ImageSet | None = None) -> Payload:
+        """The honest model as it is; this attack needs no public images."""
+        return Payload.of(model)
+
     def reconstruct(
         self, payload: Payload, updates: Updates, labels: Tensor | None = None, *, seed: int = 0, **options: object
     ) -> Leak:
-        """`invert`, for who wants the images only."""
+        """The images alone of what `invert` finds."""
         return self.invert(payload, updates, labels, seed=seed, **options).leak
 
     def check(
@@ -128,9 +143,8 @@ class GradientInversion:
         with kept_pages():
             for rows in groups:
                 target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
-                problem = Problem(
-                    gradients, target, None if labels is None else labels[rows].to(device), shape, settings
-                )
+                mine = None if labels is None else labels[rows].to(device)
+                problem = Problem(gradients, target, mine, shape, settings)
 
                 def restart(attempt: int, rows: Tensor = rows) -> Tensor:
                     again = self._starts(len(updates), shape, scores, seed + 7919 * attempt, None)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from leaklearn.attacks.inversion.gradients import BATCH_NORM, Gradients, State, last_linear
 from leaklearn.attacks.inversion.objectives import squares
+from leaklearn.attacks.inversion.presets import Settings
 from leaklearn.attacks.inversion.problem import Units
-from leaklearn.attacks.inversion.settings import Settings
 from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.protocols import FedAvg
+from leaklearn.federated.protocols import FedAvg, Protocol
 
 # Relative distance |g - t| / |t| up to which an update counts as reproduced: float32 rounding of a deep network, and of
 # weights that a small step changed.
@@ -108,7 +108,7 @@ def check(
         finite = check_updates(payload, updates)
     except ValueError as error:
         return Check((str(error),), ())
-    problems, notes = [], []
+    problems, distance = [], None
     if not finite.all():
         bad = updates.clients[~finite].tolist()
         problems.append(f"the updates of {len(bad)} clients are not finite (first: client {bad[0]}); they are left out")
@@ -117,25 +117,20 @@ def check(
         silent = updates.clients[norm == 0].tolist()
         problems.append(f"the updates of {len(silent)} clients are zero throughout (first: client {silent[0]})")
     problems += _of_head(payload, updates, finite)
-    notes += _of_model(payload, updates, settings)
-    distance = None
     if truth is not None:
         distance, sentence = _of_truth(payload, updates, labels, truth)
         problems += [sentence] if sentence else []
-    return Check(tuple(problems), tuple(notes), distance)
+    return Check(tuple(problems), tuple(_of_model(payload, updates, settings)), distance)
 
 
 def _of_head(payload: Payload, updates: Updates, finite: Tensor) -> Iterator[str]:
     """The last bias's gradient is the batch mean of softmax - one-hot: it sums to 0 and lies between -1 and 1."""
-    layer = last_linear(payload.model)
-    if layer is None or f"{layer}.bias" not in updates.tensors:
+    layer, protocol = last_linear(payload.model), updates.protocol
+    if layer is None or f"{layer}.bias" not in updates.tensors or not finite.any():
         return
     bias = updates.tensors[f"{layer}.bias"].cpu()[finite].double()
-    protocol = updates.protocol
     if isinstance(protocol, FedAvg):
         bias = bias / (-protocol.lr * protocol.local_steps)
-    if bias.numel() == 0:
-        return
     largest = float(bias.abs().max())
     if float(bias.sum(1).abs().max()) > 1e-2 * largest:
         yield (
@@ -155,35 +150,32 @@ def _of_model(payload: Payload, updates: Updates, settings: Settings) -> Iterato
     if float((units.std - 1).abs().max()) == 0 and float(units.mean.abs().max()) == 0:
         yield "the model has no `normalise` layer: its input is taken to be images in [0, 1], not normalised ones"
     norms = [name for name, module in payload.model.named_modules() if isinstance(module, BATCH_NORM)]
-    if norms and updates.protocol.batch_norm == "train":
+    mode = updates.protocol.batch_norm if norms else None
+    if mode == "train":
         yield (
             "clients run batch norm in train mode, which mixes a batch's images: reconstructions are much poorer than "
             "in eval mode"
         )
-    if norms and updates.protocol.batch_norm == "eval":
-        mean = payload.buffers[f"{norms[0]}.running_mean"]
-        if not mean.any():
-            yield "batch norm runs in eval mode with statistics of an untrained model (mean 0, variance 1)"
+    if mode == "eval" and not payload.buffers[f"{norms[0]}.running_mean"].any():
+        yield "batch norm runs in eval mode with statistics of an untrained model (mean 0, variance 1)"
     if "batch_norm" in settings.priors and not norms:
         yield "the prior 'batch_norm' has nothing to look at: the model has no batch norm"
 
 
 def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: Tensor) -> tuple[Tensor, str | None]:
     """Distance (K,) at the truth, and what explains it where it is not near 0."""
-    count, images = len(updates), updates.protocol.images_per_client
+    count, per_client = len(updates), updates.protocol.images_per_client
     if labels is None:
         raise ValueError("to check against the truth, give its labels too")
-    if truth.ndim != 5 or truth.shape[:2] != (count, images) or labels.shape != (count, images):
+    if truth.ndim != 5 or truth.shape[:2] != (count, per_client) or labels.shape != (count, per_client):
         raise ValueError(
-            f"the truth is ({count}, {images}, C, H, W) with labels ({count}, {images}), not {tuple(truth.shape)} with "
-            f"{tuple(labels.shape)}"
+            f"the truth is ({count}, {per_client}, C, H, W) with labels ({count}, {per_client}), not "
+            f"{tuple(truth.shape)} with {tuple(labels.shape)}"
         )
-    device, dtype = payload.device, payload.dtype
-    truth = truth.to(device, dtype) / 255 if truth.dtype == torch.uint8 else truth.to(device, dtype)
-    labels, protocol, units = labels.to(device), updates.protocol, Units.of(payload)
-    agrees = AGREES[updates.kind]
+    truth = truth.to(payload.device, payload.dtype) / (255 if truth.dtype == torch.uint8 else 1)
+    labels, protocol, agrees = labels.to(payload.device), updates.protocol, AGREES[updates.kind]
 
-    def distance(protocol=protocol, images: Tensor = truth, factor: float = 1.0) -> Tensor:
+    def distance(protocol: Protocol = protocol, images: Tensor = truth, factor: float = 1.0) -> Tensor:
         found = Gradients(payload, protocol)(images.detach().requires_grad_(), labels).update
         return _distance({name: factor * value.detach() for name, value in found.items()}, updates.tensors)
 
@@ -191,27 +183,20 @@ def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: 
     if bool((here <= agrees).all()):
         return here, None
     other = replace(protocol, batch_norm="eval" if protocol.batch_norm == "train" else "train")
-    per_class = payload.parameters[f"{last_linear(payload.model)}.weight"].shape[0]
-    tries = [
-        (
-            f"the clients ran batch norm in {other.batch_norm} mode, not in {protocol.batch_norm} mode as the protocol "
-            "says",
-            {"protocol": other},
-        ),
-        (
-            f"the loss was summed over the batch of {protocol.batch_size}, not averaged",
-            {"factor": protocol.batch_size},
-        ),
-        (f"the loss was averaged over the {per_class} classes too", {"factor": 1 / per_class}),
-        ("the sign is turned: the update is a descent direction, not a gradient", {"factor": -1.0}),
-        (
-            "the images were normalised before they came to the model, which does it again",
-            {"images": units.pixels(truth)},
-        ),
-        ("the client's images are in 0..255, not in [0, 1]", {"images": truth * 255}),
-        ("the truth given is in 0..255, not in [0, 1]", {"images": truth / 255}),
-    ]
-    for sentence, change in tries:
+    classes = payload.parameters[f"{last_linear(payload.model)}.weight"].shape[0]
+    explanations = {
+        f"the clients ran batch norm in {other.batch_norm} mode, not in {protocol.batch_norm} mode as the protocol "
+        "says": {"protocol": other},
+        f"the loss was summed over the batch of {protocol.batch_size}, not averaged": {"factor": protocol.batch_size},
+        f"the loss was averaged over the {classes} classes too": {"factor": 1 / classes},
+        "the sign is turned: the update is a descent direction, not a gradient": {"factor": -1.0},
+        "the images were normalised before they came to the model, which does it again": {
+            "images": Units.of(payload).pixels(truth)
+        },
+        "the client's images are in 0..255, not in [0, 1]": {"images": truth * 255},
+        "the truth given is in 0..255, not in [0, 1]": {"images": truth / 255},
+    }
+    for sentence, change in explanations.items():
         if bool((distance(**change) <= agrees).all()):
             return here, sentence
     bad = updates.clients[(here > agrees).cpu()].tolist()
@@ -223,5 +208,5 @@ def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: 
 
 
 def _distance(found: State, sent: State) -> Tensor:
-    difference = {name: found[name] - sent[name].to(found[name]) for name in found}
-    return (squares(difference) / squares({n: sent[n].to(found[n]) for n in found}).clamp_min(1e-30)).sqrt()
+    sent = {name: sent[name].to(value) for name, value in found.items()}
+    return (squares({n: found[n] - sent[n] for n in sent}) / squares(sent).clamp_min(1e-30)).sqrt()

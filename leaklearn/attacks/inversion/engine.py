@@ -1,16 +1,17 @@
-"""The optimisation loop: all rows step together; one that fails starts anew while the others go on."""
+"""The optimisation loop and what it found. All rows step together; one that fails starts anew, the others go on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.inversion import schedules
 from leaklearn.attacks.inversion.problem import Problem
-from leaklearn.attacks.inversion.steps import STEPS, TRANSFORMS, Lbfgs
+from leaklearn.attacks.inversion.steps import STEPS, TRANSFORMS, Lbfgs, schedule_factor
+from leaklearn.leaks import Leak
 
 ATTEMPTS = 3
 """Starts that a row is given before it is left as it is."""
@@ -24,21 +25,9 @@ CAUTION = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where the rows ended.
-
-    Attributes
-    ----------
-    z : Tensor
-        (R, D): of each row the point of least value.
-    value, objective : Tensor
-        (R,) there; infinite for a row that failed every time.
-    attempts : Tensor
-        (R,) int64: starts that were used, 1 when nothing went wrong.
-    history : dict of int to Tensor
-        Objective (R,) at the recorded iterations.
-    snapshots : dict of int to Tensor
-        Pixels (R, N, C, H, W) at the iterations asked for.
-    """
+    """Where the rows ended: z (R, D), of each the point of least value; value and objective (R,) there, infinite for a
+    row that failed every time; attempts (R,) int64, the starts that were used; history and snapshots, objectives (R,)
+    and pixels (R, N, C, H, W) by iteration."""
 
     z: Tensor
     value: Tensor
@@ -74,10 +63,6 @@ def minimise(
         Iterations at which the objective, and the images, are kept; the iteration of number `iterations` is the end.
     tick
         Called after every iteration with the objective (R,).
-
-    Returns
-    -------
-    Outcome
     """
     settings, rows = problem.settings, len(start)
     total = settings.iterations
@@ -85,15 +70,16 @@ def minimise(
     z = problem.box(start) if settings.boxed else start
     stepper = STEPS[settings.step](z, settings.history)
     transform = TRANSFORMS[settings.transform]
-    best = Outcome(z, start.new_full((rows,), torch.inf), start.new_full((rows,), torch.inf), _ones(start), {}, {})
-    best_z, best_value, best_objective, attempts = best.z.clone(), best.value, best.objective, best.attempts
-    first_value = None
+    best_z, best_value = z.clone(), start.new_full((rows,), torch.inf)
+    best_objective, first_value = best_value, None
+    history, kept = {}, {}
+    attempts = torch.ones(rows, dtype=torch.int64, device=start.device)
     caution = start.new_ones(rows, 1)
     for i in range(total):
         if i == before_polish:
             z, stepper, transform = best_z, Lbfgs(z, settings.history), TRANSFORMS["none"]
         if i in snapshots:
-            best.snapshots[i] = problem.pixels(z).clone()
+            kept[i] = problem.pixels(z).clone()
         value, objective, gradient = problem.evaluate(z)
         first_value = value if first_value is None else first_value
         failed = ~(value.isfinite() & gradient.isfinite().all(1)) | (value > DIVERGED * first_value.abs() + DIVERGED)
@@ -102,13 +88,12 @@ def minimise(
         best_value = torch.where(better, value, best_value)
         best_objective = torch.where(better, objective, best_objective)
         if i in record:
-            best.history[i] = objective
+            history[i] = objective
         tick(objective)
         gradient = torch.where(failed.unsqueeze(1), 0, gradient)
-        polishing = i >= before_polish
-        length = (
-            1.0 if polishing else settings.lr * schedules.factor(settings.schedule, i, before_polish, settings.warmup)
-        )
+        length = 1.0
+        if i < before_polish:
+            length = settings.lr * schedule_factor(settings.schedule, i, before_polish, settings.warmup)
         if settings.langevin:
             noise = torch.randn(gradient.shape, generator=generator).to(gradient)
             gradient = gradient + settings.langevin * length * noise
@@ -125,11 +110,111 @@ def minimise(
             moved = torch.where((failed & ~again).unsqueeze(1), best_z, moved)
         z = problem.box(moved) if settings.boxed else moved
     if total in snapshots:
-        best.snapshots[total] = problem.pixels(best_z).clone()
+        kept[total] = problem.pixels(best_z).clone()
     if total in record:
-        best.history[total] = best_objective
-    return Outcome(best_z, best_value, best_objective, attempts, best.history, best.snapshots)
+        history[total] = best_objective
+    return Outcome(best_z, best_value, best_objective, attempts, history, kept)
 
 
-def _ones(like: Tensor) -> Tensor:
-    return torch.ones(len(like), dtype=torch.int64, device=like.device)
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Outcome of an attack on K clients of N images.
+
+    Attributes
+    ----------
+    leak : Leak
+        K*N images with labels; `bin` is the position among the client's dummy images, `confidence` the cosine
+        similarity between the update that the images would give and the one sent, 0 where the client's attack failed.
+    objective : Tensor
+        (K,) matching objective at the result, infinite for a failed client.
+    history : dict of int to Tensor
+        Objective (K,) at recorded iterations.
+    snapshots : dict of int to Tensor
+        Images (K, N, C, H, W) in [0, 1] at the iterations asked for.
+    attempts : Tensor
+        (K,) int64: starts that were needed; more than 1 where the attack became infinite or diverged, 0 where the
+        update itself is not finite.
+    seconds : float
+        Duration.
+    """
+
+    leak: Leak
+    objective: Tensor
+    history: dict[int, Tensor]
+    snapshots: dict[int, Tensor]
+    attempts: Tensor
+    seconds: float
+
+    @property
+    def failed(self) -> Tensor:
+        """(K,) bool: clients whose update is not finite, or whose attack never was."""
+        return ~self.objective.isfinite()
+
+    def __str__(self) -> str:
+        text = f"{len(self.leak)} images of {len(self.objective)} clients in {self.seconds:.1f} s"
+        again = int((self.attempts > 1).sum())
+        text += f"; {again} clients were started anew after they diverged" if again else ""
+        bad = self.failed.nonzero().flatten().tolist()
+        return text + (f"; {len(bad)} clients failed (rows {', '.join(map(str, bad[:5]))})" if bad else "")
+
+    __repr__ = __str__
+
+
+class Part(NamedTuple):
+    """What one group of clients gave, a row for each client, on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+    similarity: Tensor
+    objective: Tensor
+    attempts: Tensor
+    history: dict[int, Tensor]
+    snapshots: dict[int, Tensor]
+
+
+def finish(problem: Problem, outcome: Outcome) -> Part:
+    """Keep the best restart of each client; its history and snapshots are those of the first restart."""
+    copies = problem.settings.restarts
+    best = outcome.value.view(-1, copies).argmin(1)
+    rows = best + copies * torch.arange(len(best), device=best.device)
+    similarity = problem.similarity(outcome.z)[rows]
+    labels = problem.labels(outcome.z)[rows]
+    images = problem.units.images(problem.pixels(outcome.z[rows])).clamp(0, 1)
+    good = outcome.value[rows].isfinite()
+    return Part(
+        images.cpu().float(),
+        (labels.argmax(2) if labels.is_floating_point() else labels).cpu(),
+        torch.where(good & similarity.isfinite(), similarity, 0).cpu().float(),
+        torch.where(good, outcome.objective[rows], torch.inf).cpu(),
+        outcome.attempts[rows].cpu(),
+        {i: value[::copies].cpu() for i, value in outcome.history.items()},
+        {i: problem.units.images(p[::copies]).clamp(0, 1).cpu().float() for i, p in outcome.snapshots.items()},
+    )
+
+
+def gather(parts: Sequence[Part], rows: Tensor, blank: Part, clients: Tensor, meta: dict, seconds: float) -> Inversion:
+    """All groups together; clients that are not in `rows` (positions of the attacked ones) get what `blank` says."""
+
+    def put(into: Tensor, found: Sequence[Tensor]) -> Tensor:
+        into = into.clone()
+        if found:
+            into[rows] = torch.cat(list(found)).to(into.dtype)
+        return into
+
+    images, labels, similarity, objective, attempts = (put(blank[i], [part[i] for part in parts]) for i in range(5))
+    none = torch.full_like(objective, torch.nan)
+    iterations = parts[0].history if parts else {}
+    history = {i: put(none, [part.history[i] for part in parts]) for i in iterations}
+    kept = parts[0].snapshots if parts else {}
+    snapshots = {i: put(blank.images, [part.snapshots[i] for part in parts]) for i in kept}
+    count, batch = labels.shape
+    leak = Leak(
+        images.flatten(0, 1),
+        similarity.clamp(0, 1).repeat_interleave(batch),
+        clients.cpu().repeat_interleave(batch),
+        torch.full((count * batch,), meta["round"]),
+        torch.arange(batch).repeat(count),
+        labels.flatten(),
+        {**meta, "failed": (~objective.isfinite()).nonzero().flatten().tolist()},
+    )
+    return Inversion(leak, objective, history, snapshots, attempts, seconds)

@@ -28,17 +28,8 @@ RIDGE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class FeatureTarget:
-    """Features that images of K clients should have.
-
-    Attributes
-    ----------
-    layer : str
-        Name of the last linear layer, whose input they are.
-    values : Tensor
-        (K, B, D): for each image, or for the mean over its client's images of the same label.
-    same : Tensor
-        (K, B, B): averages over a client's images of equal label.
-    """
+    """Features that images of K clients should have: values (K, B, D), for each image or for the mean over its client's
+    images of the same label, as inputs of the last linear layer, by name; same (K, B, B) averages over equal labels."""
 
     layer: str
     values: Tensor
@@ -49,27 +40,12 @@ class FeatureTarget:
         found = self.same @ inputs
         return (found - self.values).square().sum((1, 2)) / self.values.square().sum((1, 2)).clamp_min(1e-30)
 
-    def rows(self, which: Tensor | slice) -> FeatureTarget:
-        """Those of some clients."""
-        return FeatureTarget(self.layer, self.values[which], self.same[which])
-
 
 def recover(payload: Payload, update: State, labels: Tensor) -> FeatureTarget | None:
     """Features of the images behind gradients.
 
-    Parameters
-    ----------
-    payload
-        What the server sent.
-    update
-        (K, ...) gradients by parameter name.
-    labels
-        (K, B) int64.
-
-    Returns
-    -------
-    FeatureTarget or None
-        None where the model has no last linear layer with a bias.
+    `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64. None where the model has no last linear
+    layer with a bias.
     """
     layer = last_linear(payload.model)
     if layer is None or f"{layer}.bias" not in update:

@@ -8,7 +8,8 @@ client by client (`_layered`). Everything else (batch norm in train mode, local 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from leaklearn.attacks.inversion import convolution
-from leaklearn.attacks.inversion.batchnorm import mixing, written_out
-from leaklearn.attacks.inversion.constants import ConstantLayers
 from leaklearn.federated.exchange import Payload
 from leaklearn.federated.protocols import FedAvg, Protocol
 
@@ -37,13 +36,8 @@ class Computed(NamedTuple):
 class Gradients:
     """Updates of K clients, differentiable by their images.
 
-    Parameters
-    ----------
-    payload
-        What the server sent; all clients start from it.
-    protocol
-        What the clients were told to do: FedSGD (one gradient) or FedAvg (the weights' change over local steps), with
-        batch norm in train mode or by the payload's own statistics.
+    All start from the payload and do what the protocol says: FedSGD (one gradient) or FedAvg (the weights' change over
+    local steps), with batch norm in train mode or by the payload's own statistics.
 
     Attributes
     ----------
@@ -61,11 +55,11 @@ class Gradients:
         self._layers = _own_layers(payload.model)
         self.one_gradient = not isinstance(protocol, FedAvg)
         self.layered = (
-            protocol.local_steps == 1 and self._layers is not None and not mixing(payload.model, self.training)
+            protocol.local_steps == 1 and self._layers is not None and not _mixing(payload.model, self.training)
         )
 
     def __call__(self, images: Tensor, labels: Tensor) -> Computed:
-        """Compute what the clients would answer.
+        """What the clients would answer: gradients for FedSGD, differences of weights for FedAvg.
 
         Parameters
         ----------
@@ -73,11 +67,6 @@ class Gradients:
             (K, N, C, H, W) float in [0, 1]; N = T*b images a client for T local steps, step by step.
         labels
             (K, N) int64, or (K, N, classes) float: a distribution over the classes for each image.
-
-        Returns
-        -------
-        Computed
-            The update: gradients for one step of FedSGD, differences of weights for FedAvg.
         """
         model, mode = self.payload.model, self.payload.model.training
         model.train(self.training)
@@ -96,7 +85,7 @@ class Gradients:
     def _layered(self, images: Tensor, labels: Tensor) -> Computed | None:
         """All clients' images as one batch; None where a layer is unused, used twice, or changed in place."""
         clients, batch = images.shape[:2]
-        with _Recorder(self.payload.model, outputs=True) as seen, ConstantLayers():
+        with _Recorder(self.payload.model, outputs=True) as seen, convolution.ConstantLayers():
             logits = functional_call(
                 self.payload.model, (self._parameters, self.payload.buffers), (_positions_first(images),)
             )
@@ -122,7 +111,7 @@ class Gradients:
         """One client's update under ``vmap``."""
         steps = self.protocol.local_steps
         images, labels = images.unflatten(1, (steps, -1)), labels.unflatten(1, (steps, -1))
-        with written_out(self.payload.model, self.training):
+        with _written_out(self.payload.model, self.training):
             return Computed(*vmap(self._client)(images, labels))
 
     def _client(self, images: Tensor, labels: Tensor) -> tuple[State, State]:
@@ -240,3 +229,40 @@ _GRADIENTS = {
     nn.BatchNorm2d: _batch_norm,
     nn.GroupNorm: _group_norm,
 }
+
+
+AnyBatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def _mixing(model: nn.Module, training: bool) -> list[nn.Module]:
+    """The batch norms that normalise by the batch, so that its images depend on each other: in train mode all, in eval
+    mode those that keep no running statistics."""
+    norms = [module for module in model.modules() if isinstance(module, AnyBatchNorm)]
+    return [norm for norm in norms if training or norm.running_mean is None]
+
+
+@contextmanager
+def _written_out(model: nn.Module, training: bool) -> Iterator[None]:
+    """Within this context the norms that `_mixing` finds are made of elementary operations, and leave their buffers.
+
+    PyTorch's batch norm in train mode, mapped over clients and differentiated twice, gives a wrong second derivative
+    (seen in PyTorch 2.13: its first derivative takes mean and variance from the forward pass, and ``vmap`` forgets that
+    these depend on the images). It also counts in its buffers, in place. The same norm written out does neither.
+    """
+    norms = _mixing(model, training)
+    for norm in norms:
+        norm.forward = partial(_normalise, norm)
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """y = weight * (x - mean) / sqrt(var + eps) + bias over batch and pixels, channel by channel: (N, C, ...)."""
+    dims, channels = (0, *range(2, x.ndim)), (1, -1, *[1] * (x.ndim - 2))
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    y = centred * (centred.square().mean(dims, keepdim=True) + norm.eps).rsqrt()
+    return y if norm.weight is None else y * norm.weight.view(channels) + norm.bias.view(channels)

@@ -59,7 +59,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def clients_at_once(payload: Payload, shape: torch.Size, restarts: int = 1) -> int:
-    """Clients of images (N, C, H, W) to attack in one program, at least one: what memory, and a CPU's cache, allow."""
+    """How many clients of images (N, C, H, W) to attack in one program: what memory, and a CPU's cache, allow."""
     rows = restarts * shape[0]
     activations = rows * activation_bytes(payload, shape[1:])
     weights = restarts * sum(v.numel() * v.element_size() for v in payload.parameters.values())

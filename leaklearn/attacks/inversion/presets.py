@@ -1,14 +1,159 @@
-"""The attacks by name, each with the settings that its authors, or the code people use, publish."""
+"""Everything that makes one optimisation attack differ from another, and the attacks by name, each with the settings
+that its authors, or the code people use, publish."""
 
 from __future__ import annotations
 
-from leaklearn.attacks.inversion.settings import Settings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any
+
+from torch import nn
+
+from leaklearn.attacks.inversion.objectives import OBJECTIVES
+from leaklearn.attacks.inversion.priors import PRIORS, STARTS
+from leaklearn.attacks.inversion.steps import SCHEDULES, STEPS, TRANSFORMS
+from leaklearn.attacks.labels import METHODS
+
+# Layers whose derivative jumps.
+KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An optimisation attack: minimise `weight` * objective + the weighted priors over the dummy images.
+
+    Attributes
+    ----------
+    name : str
+        For tables and figures.
+    objective : str
+        One of `OBJECTIVES`.
+    weight : float
+        Of the objective.
+    priors : mapping of str to float
+        Weight of each prior, by its name in `PRIORS`.
+    start : str
+        One of `STARTS`.
+    step : str
+        ``"adam"`` or ``"lbfgs"``.
+    transform : str
+        What is done to the derivative before the step, one of `TRANSFORMS`: the sign makes all pixels move alike.
+    lr : float
+        Step length in normalised pixel units.
+    schedule : str
+        One of `SCHEDULES`.
+    warmup : int
+        Iterations over which the step length rises to `lr`.
+    iterations : int
+        Evaluations of the derivative.
+    polish : float
+        Share of the iterations, the last ones, that L-BFGS makes from the best point so far: it converges where
+        the sign only jitters. `schedule` runs over the others.
+    history : int
+        Pairs that L-BFGS keeps: more find a better direction and cost as much memory and time.
+    boxed : bool
+        Whether pixels are kept in the range that images have.
+    restarts : int
+        Independent starts for each client; the one of least objective is kept.
+    langevin : float
+        Standard deviation of noise added to the derivative, times the step length.
+    matched : float
+        Share of each update's entries, the largest, that are matched: partial gradient matching.
+    gradient_penalty : float
+        b in (1 - b) * dD(x) + b * dD(x + r * dD(x) / |dD(x)|): flattens the objective around its minimum, as a penalty
+        on |dD| would (Zhao et al., ICML 2022); FedLeak's second idea. Doubles the cost.
+    if_smooth : mapping of str to object
+        Settings to take instead where the network is smooth (`smooth`): there L-BFGS converges, elsewhere it sticks.
+    labels : str
+        Where labels come from when none are given: ``"joint"`` optimises them with the images (DLG), anything else is
+        a method of `leaklearn.attacks.labels.restore_labels`.
+    source : str
+        Where the attack is published.
+
+    Raises
+    ------
+    ValueError
+        For a name that is in no table, or a number out of range.
+    """
+
+    name: str = "custom"
+    objective: str = "cosine"
+    weight: float = 1.0
+    priors: Mapping[str, float] = field(default_factory=dict)
+    start: str = "normal"
+    step: str = "adam"
+    transform: str = "sign"
+    lr: float = 0.1
+    schedule: str = "step"
+    warmup: int = 0
+    iterations: int = 1000
+    polish: float = 0.0
+    history: int = 30
+    boxed: bool = True
+    restarts: int = 1
+    langevin: float = 0.0
+    matched: float = 1.0
+    gradient_penalty: float = 0.0
+    if_smooth: Mapping[str, Any] = field(default_factory=dict)
+    labels: str = "auto"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        tables = {"objective": OBJECTIVES, "start": STARTS, "step": STEPS, "transform": TRANSFORMS}
+        for name, table in {**tables, "schedule": SCHEDULES}.items():
+            if getattr(self, name) not in table:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {', '.join(table)}")
+        for name, weight in self.priors.items():
+            if name not in PRIORS:
+                raise ValueError(f"unknown prior {name!r}; choose among {', '.join(PRIORS)}")
+            if not (isfinite(weight) and weight >= 0):
+                raise ValueError(f"the weight of prior {name!r} is {weight}; it is a finite number, at least 0")
+        for name in ("weight", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
+        for name, least in {"iterations": 1, "restarts": 1, "history": 1, "warmup": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
+        if not 0 <= self.polish <= 1:
+            raise ValueError(f"polish is {self.polish}; it is a share of the iterations, 0 to 1")
+        if not self.langevin >= 0:
+            raise ValueError(f"langevin is {self.langevin}; it is at least 0")
+        if not 0 < self.matched <= 1:
+            raise ValueError(f"matched is {self.matched}; it is a share of the entries, above 0 and at most 1")
+        if not 0 <= self.gradient_penalty < 1:
+            raise ValueError(f"gradient_penalty is {self.gradient_penalty}; it is at least 0 and below 1")
+        if "group" in self.priors and self.restarts < 2:
+            raise ValueError("the prior 'group' compares restarts: set restarts to 2 or more, or leave it out")
+        if self.labels not in ("joint", *METHODS):
+            raise ValueError(f"labels is {self.labels!r}; choose 'joint' or one of {', '.join(METHODS)}")
+
+    def with_changes(self, **changes: object) -> Settings:
+        """Some settings changed, whatever the network."""
+        kept = {name: value for name, value in self.if_smooth.items() if name not in changes}
+        return replace(self, if_smooth=kept, **changes)
+
+    def for_network(self, model: nn.Module) -> Settings:
+        """The settings that hold for a network."""
+        return replace(self, if_smooth={}, **(self.if_smooth if smooth(model) else {}))
+
+    def describe(self) -> dict[str, Any]:
+        """All settings as plain values, for provenance."""
+        return asdict(self)
+
+
+def smooth(model: nn.Module) -> bool:
+    """Whether no layer of a network has a kink; functions that its `forward` calls are not seen."""
+    return not any(isinstance(module, KINKED) for module in model.modules())
+
 
 PRESETS: dict[str, Settings] = {
-    # Zhu et al., "Deep Leakage from Gradients", NeurIPS 2019: images and labels together, L-BFGS at step length 1 with
-    # PyTorch's history of 100, 300 steps of up to 20 evaluations.
+    # Images and labels together, L-BFGS at step length 1 with PyTorch's history of 100, 300 steps of up to 20
+    # evaluations.
     "dlg": Settings(
         name="dlg",
+        source="Zhu et al., Deep Leakage from Gradients, NeurIPS 2019",
         objective="euclidean",
         start="normal",
         step="lbfgs",
@@ -20,9 +165,10 @@ PRESETS: dict[str, Settings] = {
         boxed=False,
         labels="joint",
     ),
-    # Zhao, Mopuri, Bilen, "iDLG", arXiv 2001.02610: the same with labels read off the update.
+    # The same with labels read off the update.
     "idlg": Settings(
         name="idlg",
+        source="Zhao, Mopuri, Bilen, iDLG, arXiv 2001.02610",
         objective="euclidean",
         start="normal",
         step="lbfgs",
@@ -34,10 +180,10 @@ PRESETS: dict[str, Settings] = {
         boxed=False,
         labels="idlg",
     ),
-    # Geiping et al., "Inverting Gradients", NeurIPS 2020, as breaching configures it: total variation 0.2 is made for
-    # ImageNet; at 32x32 pixels 1e-2 to 1e-5 is better.
+    # As breaching configures it: total variation 0.2 is made for ImageNet; at 32x32 pixels 1e-2 to 1e-5 is better.
     "inverting_gradients": Settings(
         name="inverting_gradients",
+        source="Geiping et al., Inverting Gradients, NeurIPS 2020",
         objective="cosine",
         priors={"tv": 0.2},
         start="normal",
@@ -47,10 +193,11 @@ PRESETS: dict[str, Settings] = {
         iterations=24_000,
         labels="bias_corrected",
     ),
-    # Yin et al., "See through Gradients", CVPR 2021, as breaching configures it (its objective is half the squared
-    # distance, hence 0.5e-4). Group consistency needs several restarts: add "group": 0.01 with restarts=4.
+    # As breaching configures it (its objective is half the squared distance, hence 0.5e-4). Group consistency needs
+    # several restarts: add "group": 0.01 with restarts=4.
     "gradinversion": Settings(
         name="gradinversion",
+        source="Yin et al., See through Gradients, CVPR 2021",
         objective="euclidean",
         weight=0.5e-4,
         priors={"tv": 1e-4, "l2": 1e-6, "batch_norm": 0.1},
@@ -63,9 +210,10 @@ PRESETS: dict[str, Settings] = {
         langevin=0.01,
         labels="gradinversion",
     ),
-    # breaching's "modern": the best of the literature put together by its authors.
+    # The best of the literature, put together by breaching's authors.
     "modern": Settings(
         name="modern",
+        source="Geiping et al., breaching (github.com/JonasGeiping/breaching)",
         objective="cosine",
         priors={"tv_opponents": 0.1, "features": 0.1},
         start="patterned",
@@ -76,10 +224,11 @@ PRESETS: dict[str, Settings] = {
         iterations=24_000,
         labels="bias_corrected",
     ),
-    # Ours. A flat start and large steps of the sign that die away; where the network is smooth, L-BFGS alone, which
+    # A flat start and large steps of the sign that die away; where the network is smooth, L-BFGS alone, which
     # needs a third of the iterations. Total variation with double opponents, rounded off.
     "fast": Settings(
         name="fast",
+        source="ours",
         objective="cosine",
         priors={"tv_smooth": 0.05},
         start="colours",
@@ -93,13 +242,7 @@ PRESETS: dict[str, Settings] = {
 
 
 def preset(name: str) -> Settings:
-    """Settings by name.
-
-    Raises
-    ------
-    ValueError
-        For a name that is not in `PRESETS`.
-    """
+    """Settings by name; a ValueError for one that is not in `PRESETS`."""
     if name not in PRESETS:
         raise ValueError(f"unknown attack {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -1,7 +1,8 @@
-"""What the attacker believes of images before seeing the update: penalties, one number for each of K clients.
+"""What the attacker believes of images before seeing the update: penalties, and where the optimisation begins.
 
-Every prior takes a `Candidate` and returns (K,); the engine adds them up with the settings' weights. Pixels are in the
-network's normalised units, as in the published attacks, whose weights would otherwise not carry over.
+Every prior takes a `Candidate` and returns (K,); the engine adds them up with the settings' weights. Every start takes
+a shape (clients, restarts, B, C, H, W) and a generator. Pixels are in the network's normalised units, as in the
+published attacks, whose weights would otherwise not carry over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from leaklearn.attacks.inversion.features import FeatureTarget
 from leaklearn.federated.exchange import Payload
@@ -31,8 +32,6 @@ class Candidate:
         (K, B, C, H, W) in normalised units. Rows that attack the same client (restarts) stand together.
     inputs : dict of str to Tensor
         What went into the layers, (K, B, ...), by module name.
-    payload : Payload
-        What the server sent.
     features : FeatureTarget or None
         What the update says of the input of the last linear layer.
     restarts : int
@@ -150,3 +149,46 @@ def _mean(values: Tensor) -> Tensor:
 
 def _norm(rows: Tensor) -> Tensor:
     return (rows.square().sum(1) + SMALL**2).sqrt()
+
+
+PATTERN = 4
+"""Side of the patch that `patterned` repeats (Wei et al. 2020; breaching's "modern" attack takes 4)."""
+
+
+def normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Standard normal noise: as far apart as normalised pixels are."""
+    return torch.randn(shape, generator=generator)
+
+
+def uniform(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Uniform in [-1, 1]."""
+    return torch.rand(shape, generator=generator) * 2 - 1
+
+
+def patterned(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """A patch of noise of 4x4 pixels, repeated over the image."""
+    *lead, height, width = shape
+    patch = torch.randn((*lead, PATTERN, PATTERN), generator=generator)
+    repeats = [1] * len(lead) + [-(-height // PATTERN), -(-width // PATTERN)]
+    return patch.repeat(repeats)[..., :height, :width]
+
+
+def zero(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """The data set's mean colour everywhere. Restarts differ by faint noise only."""
+    return torch.randn(shape, generator=generator) * 0.01
+
+
+def colours(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """A random colour for each image, the same everywhere in it (standard deviation 0.5), under faint noise. As flat as
+    `zero`, but images of equal label start apart: from equal starts they move alike, and end as their mean."""
+    colour = torch.randn((*shape[:-2], 1, 1), generator=generator) * 0.5
+    return colour + zero(shape, generator)
+
+
+STARTS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
+    "normal": normal,
+    "uniform": uniform,
+    "patterned": patterned,
+    "zero": zero,
+    "colours": colours,
+}

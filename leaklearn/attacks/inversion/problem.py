@@ -11,8 +11,8 @@ from torch import Tensor
 from leaklearn.attacks.inversion.features import FeatureTarget, recover
 from leaklearn.attacks.inversion.gradients import Gradients, State
 from leaklearn.attacks.inversion.objectives import OBJECTIVES, cosine, largest_entries
+from leaklearn.attacks.inversion.presets import Settings
 from leaklearn.attacks.inversion.priors import PRIORS, Candidate
-from leaklearn.attacks.inversion.settings import Settings
 from leaklearn.federated.exchange import Payload
 
 # How far the second evaluation of the gradient penalty lies from the first: normalised pixel units, root mean square.
@@ -59,18 +59,8 @@ class Units:
 class Problem:
     """One group of clients under attack; each is a row, or several, `settings.restarts`, standing together.
 
-    Parameters
-    ----------
-    gradients
-        Simulates the clients.
-    target
-        (K, ...) what they sent, by parameter name.
-    labels
-        (K, N) int64, or None: label scores are variables too.
-    shape
-        (N, C, H, W) of one client's images.
-    settings
-        Objective, priors and their weights.
+    `gradients` simulates the clients; `target` (K, ...) is what they sent, by parameter name; `labels` are (K, N)
+    int64, or None: label scores are variables too; `shape` is (N, C, H, W) of one client's images.
     """
 
     def __init__(
@@ -78,20 +68,14 @@ class Problem:
     ) -> None:
         self.gradients, self.settings, self.shape = gradients, settings, torch.Size(shape)
         self.units = Units.of(gradients.payload)
+        if settings.restarts > 1:
+            target = {name: value.repeat_interleave(settings.restarts, 0) for name, value in target.items()}
+            labels = None if labels is None else labels.repeat_interleave(settings.restarts, 0)
         self._features: FeatureTarget | None = None
-        if labels is not None and settings.priors.get("features"):
-            self._features = recover(gradients.payload, target, labels) if gradients.one_gradient else None
+        if labels is not None and settings.priors.get("features") and gradients.one_gradient:
+            self._features = recover(gradients.payload, target, labels)
         self._mask = largest_entries(target, settings.matched) if settings.matched < 1 else None
-        self._target = self._masked(target)
-        self._labels = labels
-        copies = settings.restarts
-        if copies > 1:
-            self._target = {name: value.repeat_interleave(copies, 0) for name, value in self._target.items()}
-            self._mask = self._mask and {n: value.repeat_interleave(copies, 0) for n, value in self._mask.items()}
-            self._labels = None if labels is None else labels.repeat_interleave(copies, 0)
-            if self._features is not None:
-                rows = torch.arange(len(self._features.values)).repeat_interleave(copies)
-                self._features = self._features.rows(rows.to(self._features.values.device))
+        self._target, self._labels = self._masked(target), labels
 
     def pixels(self, z: Tensor) -> Tensor:
         """The images among the variables, (R, N, C, H, W) in normalised units."""

@@ -1,12 +1,16 @@
-"""Optimisers whose rows are independent: K clients step together, each with moments, history and step of its own.
+"""How the dummy images move: optimisers, what is done to the derivative first, and how the step length changes.
+
+An optimiser's rows are independent: K clients step together, each with moments, history and step of its own.
 
 A step takes the variables z (K, D), each row's objective (K,) and derivative (K, D), and the step length, and returns
-the next z. `forget` makes rows start anew, after a failure.
+the next z. `forget` makes rows start anew, after a failure. A schedule gives a factor on the step length for iteration
+i of n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import cos, pi
 
 import torch
 from torch import Tensor
@@ -133,3 +137,37 @@ STEPS: dict[str, Callable[..., Adam | Lbfgs]] = {"adam": lambda z, history=0: Ad
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).view(-1)
+
+
+def constant(i: int, n: int) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def step(i: int, n: int) -> float:
+    """A tenth after 3/8, 5/8 and 7/8 of the iterations (Geiping et al., NeurIPS 2020, their code)."""
+    return 0.1 ** sum(i >= n // part for part in (2.667, 1.6, 1.142))
+
+
+def cosine(i: int, n: int) -> float:
+    """Half a cosine, from 1 to 0."""
+    return (1 + cos(pi * i / n)) / 2
+
+
+def linear(i: int, n: int) -> float:
+    """From 1 to 0 in a straight line."""
+    return 1 - i / n
+
+
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "linear": linear,
+}
+
+
+def schedule_factor(schedule: str, i: int, n: int, warmup: int = 0) -> float:
+    """Factor on the step length for iteration i (from 0) of n, rising linearly over the first `warmup` iterations."""
+    rise = min(1.0, (i + 1) / warmup) if warmup else 1.0
+    return rise * SCHEDULES[schedule](i, n)
