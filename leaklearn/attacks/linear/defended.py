@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leaklearn.attacks.linear.base import LinearLeakage, as_leak, senders, slices
 from leaklearn.data.images import ImageSet
+from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
@@ -61,6 +62,54 @@ class Wiener:
         share = values / (values + noise.square().unsqueeze(1)).clamp_min(torch.finfo(images.dtype).tiny)
         found = self.mean.to(images) + (centred @ vectors * share) @ vectors.T
         return torch.where(noise.unsqueeze(1) > 0, found, images)
+
+
+@dataclass(frozen=True, eq=False)
+class Defended:
+    """An attack with bins by a server that knows the clients' defence.
+
+    Attributes
+    ----------
+    attack : LinearLeakage
+        The attack; it sends what it would send anyway.
+    defence : Defence or None
+        What every client does to its update. Where that leaves it exact, or there is none, the attack reads it as
+        always, else by `reconstruct_defended`.
+    wiener : Wiener
+        What the attacker knows of images.
+    """
+
+    attack: LinearLeakage
+    defence: Defence | None
+    wiener: Wiener
+
+    @property
+    def name(self) -> str:
+        return self.attack.name
+
+    @property
+    def source(self) -> str:
+        return self.attack.source
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.attack.reads
+
+    @property
+    def exact(self) -> bool:
+        """Whether updates come back undefended, as far as this attack reads them."""
+        return self.defence is None or self.defence.exact
+
+    def payload(self, model: nn.Module, public: ImageSet) -> Payload:
+        """The malicious model of the attack itself."""
+        return self.attack.payload(model, public)
+
+    def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0) -> Leak:
+        """Images from defended updates; nothing is drawn."""
+        if self.exact:
+            return self.attack.reconstruct(payload, updates, seed=seed)
+        noise = self.defence.error(updates, self.reads[0])
+        return reconstruct_defended(self.attack, payload, updates, noise, self.wiener)
 
 
 def reconstruct_defended(
