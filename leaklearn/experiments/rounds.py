@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import nan
+from math import inf, nan
 from typing import Any
 
 from leaklearn.attacks import Loki, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
+from leaklearn.data.partition import equal_partition
 from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, FedAvg, Federation, FedSGD, federate, make_clients
@@ -116,7 +117,8 @@ class FederationPlan:
     images_per_client : int
         Images that each uses in a round, of those it has.
     alpha : float or None
-        Dirichlet concentration of the labels over clients; None: IID.
+        Dirichlet concentration of the labels over clients that all have equally many images
+        (`leaklearn.data.partition.equal_partition`); None: IID.
     clients_per_round, rounds : int
         Width and length of the federated training.
     local_steps, local_epochs : int
@@ -141,6 +143,8 @@ class FederationPlan:
             check_count(name, getattr(self, name))
         if self.clients_per_round > self.clients:
             raise ValueError(f"clients_per_round is {self.clients_per_round}, but there are {self.clients} clients")
+        if self.alpha is not None and not 0 < self.alpha < inf:
+            raise ValueError(f"alpha is {self.alpha}; Dirichlet concentrations are above 0 and finite (None: IID)")
 
     def protocol(self) -> FedAvg:
         """The clients' part in a round."""
@@ -153,7 +157,10 @@ class FederationPlan:
 
     def make_clients(self, train: ImageSet, seed: int) -> list[Client]:
         """The training images shared among the clients."""
-        return make_clients(train, self.clients, alpha=self.alpha, seed=seed)
+        if self.alpha is None:
+            return make_clients(train, self.clients, seed=seed)
+        parts = equal_partition(train, self.clients, alpha=self.alpha, seed=seed)
+        return [Client(number, part) for number, part in enumerate(parts)]
 
     def train(
         self, bench: Bench, seed: int, clients: Sequence[Client], network: Network | None = None, **options: Any
