@@ -158,7 +158,8 @@ def attack_rounds(data, clients, attack, rounds, model="lenet"):
     campaign = attack.begin(build(model, data, norm="none"), data.test, [client.id for client in clients])
     protocol, images, labels, rates = FedSGD(attack.images_per_client), [], [], []
     for number in range(rounds):
-        campaign.reconstruct(respond(clients, campaign.payload(), protocol, number, only=attack.reads))
+        payload = campaign.payload()
+        campaign.reconstruct(payload, respond(clients, payload, protocol, number, only=campaign.reads))
         used = gather(clients, draw_batches(clients, protocol, number).flat)
         images.append(used[0])
         labels.append(used[1])
@@ -183,7 +184,8 @@ def test_adaptive_bins_take_the_same_images_within_few_rounds(data):
 def test_a_first_round_by_itself_is_that_of_a_campaign(data, clients):
     attack, network, ids = AdaptiveBins(1, 24), build("lenet", data, norm="none"), [client.id for client in clients]
     campaign = attack.begin(network, data.test, ids)
-    first = campaign.reconstruct(respond(clients, campaign.payload(), FedSGD(24), 1, only=attack.reads))
+    payload = campaign.payload()
+    first = campaign.reconstruct(payload, respond(clients, payload, FedSGD(24), 1, only=attack.reads))
     payload = attack.payload(network, data.test)
     alone = attack.reconstruct(payload, respond(clients, payload, FedSGD(24), 1, only=attack.reads), round=2)
     assert len(alone) > 24
@@ -206,12 +208,12 @@ def test_a_campaign_is_used_in_turn_and_with_networks_whose_gradients_can_be_mad
     attack = AdaptiveBins(1, 24)
     campaign = attack.begin(build("convnet", data, width=4), data.test, range(6))
     with pytest.raises(ValueError, match="no payload was made"):
-        campaign.reconstruct(None)
+        campaign.reconstruct(None, None)
     payload = campaign.payload()
     with pytest.raises(ValueError, match="answers to the last payload are missing"):
         campaign.payload()
     with pytest.raises(ValueError, match="batch norm in train mode"):
-        campaign.reconstruct(respond(clients, payload, FedSGD(24)))
+        campaign.reconstruct(payload, respond(clients, payload, FedSGD(24)))
 
 
 def one_bin(images, weights, low=0.2, high=0.4):

@@ -173,7 +173,7 @@ def _adaptive(data: Dataset, setting: RoundsSetting, clients: list[Client], netw
         batches = _batch_seed(seed, number)
         updates = respond(clients, payload, protocol, batches, only=attack.reads)
         back = perf_counter()
-        campaign.reconstruct(updates)
+        campaign.reconstruct(payload, updates)
         seconds = perf_counter() - back + sent - begin
         truths.append(_truth(clients, protocol, batches))
         yield campaign.leak, _together(truths), seconds

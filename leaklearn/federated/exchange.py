@@ -121,6 +121,10 @@ class PersonalPayload:
         """What these clients are sent."""
         return PersonalPayload(self.shared, {name: value[rows] for name, value in self.personal.items()})
 
+    def to(self, device: torch.device | str) -> PersonalPayload:
+        """The same on another device."""
+        return PersonalPayload(self.shared.to(device), {name: v.to(device) for name, v in self.personal.items()})
+
     def sent_to(self, row: int) -> Payload:
         """What the client in this row is sent: an ordinary payload."""
         own = {name: value[row] for name, value in self.personal.items()}

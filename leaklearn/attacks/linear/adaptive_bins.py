@@ -107,7 +107,7 @@ class AdaptiveBins(LinearLeakage):
         """The leak of a first round: see `Campaign.reconstruct`."""
         campaign = Campaign(self, payload, updates.clients)
         campaign.cut()
-        leak = campaign.reconstruct(updates)
+        leak = campaign.reconstruct(payload, updates)
         return replace(leak, round=torch.full_like(leak.round, round))
 
     def _table(self, public: ImageSet) -> Tensor:
@@ -175,12 +175,17 @@ class Campaign:
         self._sent.append(_edges(self.table, *self._quantiles) if self._sent else tuple(edges))
         return self._sent[-1]
 
-    def reconstruct(self, updates: Updates) -> Leak:
-        """Take the new images out of the answers of all clients, and learn from them where to look next.
+    @property
+    def reads(self) -> tuple[str, str]:
+        """As of the attack: a campaign is attacked with like any other."""
+        return self.attack.reads
+
+    def reconstruct(self, payload: PersonalPayload, updates: Updates, *, seed: int = 0) -> Leak:
+        """Take the new images out of the answers to the last payload, and learn from them where to look next.
 
         Returns the images that were not known before, on the CPU, with the labels that fit the gradient; all are
-        certain, confidence 1. Raises a ValueError if there is no payload that these updates could answer, or an image's
-        gradient cannot be made anew (`check_resynthesis`).
+        certain, confidence 1. Nothing is drawn, so `seed` is not used. Raises a ValueError if there is no payload that
+        these updates could answer, or an image's gradient cannot be made anew (`check_resynthesis`).
         """
         if self._quantiles is None:
             raise ValueError("no payload was made that these updates could answer")
