@@ -26,9 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import leaklearn as ll
 from leaklearn.data.views import Views
 from leaklearn.files import REPOSITORY, write_text
-from leaklearn.learning.matching import METHODS
-from leaklearn.learning.recipe import default_pad
-from leaklearn.learning.semi_recipe import SemiRecipe
+from leaklearn.learning.pseudo import METHODS
+from leaklearn.learning.recipe import SemiRecipe, default_pad
 from leaklearn.learning.semi_supervised import train_semi_supervised
 from leaklearn.learning.train import precision_of
 from leaklearn.models import build

@@ -61,13 +61,13 @@ def whole(data: Dataset, seed: int, target: float) -> dict:
         "model": "convnet",
         "seed": seed,
         "images": len(data.train),
-        "epochs": result.recipe.epochs,
+        "epochs": Recipe().epochs,
         "target": target,
         "seconds_to_target": reached.iloc[0] if len(reached) else float("nan"),
         "accuracy": result.accuracy,
         "seconds": wall,
         "cpu_seconds": cpu,
-        "images_per_second": len(data.train) * result.recipe.epochs / wall,
+        "images_per_second": len(data.train) * Recipe().epochs / wall,
         "threads": torch.get_num_threads(),
     }
 
@@ -84,7 +84,7 @@ def epoch_of_loader(data: Dataset, recipe: Recipe, workers: int) -> float:
     start = perf_counter()
     model = build("convnet", data).train()
     optimiser = torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+        model.parameters(), recipe.lr, recipe.momentum, nesterov=True, weight_decay=recipe.weight_decay
     )
     images = Transformed(TensorDataset(data.train.images, data.train.labels), default_pad(data.info.shape[1]))
     for x, y in DataLoader(images, recipe.batch_size, shuffle=True, num_workers=workers):

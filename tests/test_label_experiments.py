@@ -16,7 +16,7 @@ from leaklearn.experiments.label_matching import MatchingCase, matching_cases, m
 from leaklearn.experiments.label_training import TRAINED, train_on_matched
 from leaklearn.experiments.setting import Setting
 from leaklearn.learning import Recipe
-from leaklearn.learning.semi_recipe import SemiRecipe
+from leaklearn.learning.recipe import SemiRecipe
 from leaklearn.report.label_matching import settings_chart, training_chart
 
 BASE = Setting("robbing_the_fed", clients=2, images_per_client=16)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn import torchvision_compat  # noqa: F401  torchmetrics imports torchvision
-from leaklearn.learning.accuracy import as_float, evaluating
+from leaklearn.learning.train import as_float, evaluating
 
 CEILING_DB = 150.0
 """PSNR of identical images. Rounding to float32 alone costs an image of values near 1 about 155 dB (a uniform error of

@@ -14,7 +14,7 @@ from leaklearn.data.images import Dataset
 from leaklearn.experiments.label_matching import MatchingCase, describe, leak_with_updates, match_each
 from leaklearn.experiments.semi_supervised import label_by_hand
 from leaklearn.learning import Recipe, train
-from leaklearn.learning.semi_recipe import SemiRecipe
+from leaklearn.learning.recipe import SemiRecipe
 from leaklearn.learning.semi_supervised import train_semi_supervised
 from leaklearn.models import build
 

@@ -1,7 +1,6 @@
 """Training on images, leaked or clean: what a leak is worth is the accuracy of the model that learns from it."""
 
-from leaklearn.learning.accuracy import evaluate
-from leaklearn.learning.recipe import Recipe
-from leaklearn.learning.train import TrainResult, train
+from leaklearn.learning.recipe import Recipe, SemiRecipe
+from leaklearn.learning.train import TrainResult, evaluate, train
 
-__all__ = ["Recipe", "TrainResult", "evaluate", "train"]
+__all__ = ["Recipe", "SemiRecipe", "TrainResult", "evaluate", "train"]

@@ -1,4 +1,4 @@
-"""Pseudo-labels and losses of FixMatch and CoMatch, as functions of scores, features and probabilities.
+"""FixMatch and CoMatch: pseudo-labels, and the losses of one batch from the scores and features of its views.
 
 FixMatch: Sohn et al., NeurIPS 2020 (arXiv 2001.07685). CoMatch: Li, Xiong and Hoi, ICCV 2021 (arXiv 2011.11183).
 N unlabelled images, C classes, D features of length one.
@@ -10,7 +10,9 @@ from collections import deque
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
+
+from leaklearn.learning.recipe import SemiRecipe
 
 EPSILON = 1e-7
 """What CoMatch's code adds under the logarithm of a similarity."""
@@ -19,72 +21,42 @@ EPSILON = 1e-7
 class Alignment:
     """Distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020), towards equal classes.
 
-    p <- p / mean of p over the last batches, scaled to sum 1: a class that is guessed too often becomes rarer.
-
-    Parameters
-    ----------
-    batches
-        How many batch means are remembered.
+    p <- p / mean of p over the last `batches`, scaled to sum 1: a class that is guessed too often becomes rarer.
     """
 
-    def __init__(self, batches: int = 32) -> None:
-        self._means: deque[Tensor] = deque(maxlen=batches)
+    def __init__(self, batches: int) -> None:
+        self.means: deque[Tensor] = deque(maxlen=batches)
 
     def __call__(self, probabilities: Tensor) -> Tensor:
         """(N, C) -> (N, C); this batch is counted first."""
-        self._means.append(probabilities.mean(0))
-        aligned = probabilities / torch.stack(list(self._means)).mean(0)
+        self.means.append(probabilities.mean(0))
+        aligned = probabilities / torch.stack(list(self.means)).mean(0)
         return aligned / aligned.sum(1, keepdim=True)
-
-    def state(self) -> dict[str, Tensor]:
-        """What it remembers, the oldest first."""
-        return {f"mean{i:04d}": mean for i, mean in enumerate(self._means)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Remember what `state` told, and nothing else."""
-        self._means.clear()
-        self._means.extend(state[name] for name in sorted(state))
 
 
 class MemoryBank:
-    """Features and class probabilities of the last batches, a ring of fixed size; CoMatch, section 3.2.
+    """Features and class probabilities of the last `batches`, a ring of fixed size; CoMatch, section 3.2."""
 
-    Parameters
-    ----------
-    batches
-        Batches that fit.
-    """
-
-    def __init__(self, batches: int = 5) -> None:
-        self._parts: deque[tuple[Tensor, Tensor]] = deque(maxlen=batches)
+    def __init__(self, batches: int) -> None:
+        self.parts: deque[tuple[Tensor, Tensor]] = deque(maxlen=batches)
 
     @property
     def full(self) -> bool:
         """Whether it holds as many batches as it can."""
-        return len(self._parts) == self._parts.maxlen
+        return len(self.parts) == self.parts.maxlen
 
     def add(self, features: Tensor, probabilities: Tensor) -> None:
         """Take a batch (N, D) and (N, C) in; the oldest goes."""
-        self._parts.append((features.detach(), probabilities.detach()))
+        self.parts.append((features.detach(), probabilities.detach()))
 
     def smooth(self, features: Tensor, probabilities: Tensor, alpha: float, temperature: float) -> Tensor:
         """Mix each image's probabilities with those of its neighbours in the bank; equation 5.
 
         q = alpha p + (1 - alpha) sum_k a_k p_k,  a = softmax_k(z . z_k / t).
         """
-        kept, known = (torch.cat(part) for part in zip(*self._parts, strict=True))
-        weights = (features @ kept.mT / temperature).softmax(1)
+        held, known = (torch.cat(part) for part in zip(*self.parts, strict=True))
+        weights = (features @ held.mT / temperature).softmax(1)
         return alpha * probabilities + (1 - alpha) * weights @ known
-
-    def state(self) -> dict[str, Tensor]:
-        """What it holds, the oldest first."""
-        return {f"{name}{i:04d}": t for i, part in enumerate(self._parts) for name, t in zip("fp", part, strict=True)}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Hold what `state` told, and nothing else."""
-        self._parts.clear()
-        features, probabilities = ([state[name] for name in sorted(state) if name[0] == kind] for kind in "fp")
-        self._parts.extend(zip(features, probabilities, strict=True))
 
 
 def pseudo_label_loss(scores: Tensor, probabilities: Tensor, threshold: float) -> Tensor:
@@ -120,3 +92,86 @@ def graph_contrastive_loss(first: Tensor, second: Tensor, graph: Tensor, tempera
 def one_hot(probabilities: Tensor) -> Tensor:
     """The most likely class of each image, as a distribution."""
     return F.one_hot(probabilities.argmax(1), probabilities.shape[1]).to(probabilities.dtype)
+
+
+class _Method:
+    """Makes the views of a batch, and its losses; what one batch hands to the next can be stored."""
+
+    def __init__(self, recipe: SemiRecipe) -> None:
+        self.recipe = recipe
+
+    def state(self) -> dict[str, Tensor]:
+        """What one batch hands to the next."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` told, into a method that has seen no batch."""
+
+
+class FixMatch(_Method):
+    """Pseudo-labels from the weak view, learned from the strong one."""
+
+    def views(self, images: Tensor, generator: Generator) -> list[Tensor]:
+        """Weak and strong."""
+        return [self.recipe.views.weak(images, generator), self.recipe.views.strong(images, generator)]
+
+    def __call__(self, labels: Tensor, scores: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Losses of one batch: scores and features of the labelled images, then of each view."""
+        probabilities = scores[1].detach().softmax(1)
+        sure = (probabilities.amax(1) >= self.recipe.threshold).float().mean()
+        kept = torch.where(
+            probabilities.amax(1, keepdim=True) >= self.recipe.threshold, one_hot(probabilities), probabilities
+        )
+        return {
+            "labelled": F.cross_entropy(scores[0], labels),
+            "unlabelled": pseudo_label_loss(scores[2], kept, self.recipe.threshold),
+            "contrastive": torch.zeros_like(sure),
+            "sure": sure,
+        }
+
+
+class CoMatch(_Method):
+    """Pseudo-labels smoothed over a memory bank, and a graph of them that a second strong view learns from."""
+
+    def __init__(self, recipe: SemiRecipe) -> None:
+        super().__init__(recipe)
+        self.align = Alignment(recipe.align_batches)
+        self.bank = MemoryBank(recipe.bank_batches)
+
+    def views(self, images: Tensor, generator: Generator) -> list[Tensor]:
+        """Weak, strong and contrastive."""
+        views = self.recipe.views
+        return [make(images, generator) for make in (views.weak, views.strong, views.contrastive)]
+
+    def __call__(self, labels: Tensor, scores: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Losses of one batch: scores and features of the labelled images, then of each view."""
+        recipe = self.recipe
+        aligned = self.align(scores[1].detach().softmax(1))
+        weak = features[1].detach()
+        smoothed = aligned
+        if self.bank.full:
+            smoothed = self.bank.smooth(weak, aligned, recipe.alpha, recipe.temperature)
+        self.bank.add(torch.cat([weak, features[0]]), torch.cat([aligned, labels]))
+        graph = pseudo_label_graph(smoothed, recipe.graph_threshold)
+        return {
+            "labelled": F.cross_entropy(scores[0], labels),
+            "unlabelled": pseudo_label_loss(scores[2], smoothed, recipe.threshold),
+            "contrastive": graph_contrastive_loss(features[2], features[3], graph, recipe.temperature),
+            "sure": (smoothed.amax(1) >= recipe.threshold).float().mean(),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The bank, and the means that alignment remembers, the oldest first."""
+        if not self.bank.parts:
+            return {}
+        features, probabilities = (torch.stack(part) for part in zip(*self.bank.parts, strict=True))
+        return {"means": torch.stack(list(self.align.means)), "features": features, "probabilities": probabilities}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` told, into a method that has seen no batch."""
+        if state:
+            self.align.means.extend(state["means"])
+            self.bank.parts.extend(zip(state["features"], state["probabilities"], strict=True))
+
+
+METHODS: dict[str, type[FixMatch] | type[CoMatch]] = {"fixmatch": FixMatch, "comatch": CoMatch}

@@ -1,17 +1,41 @@
-"""How a model is trained: the numbers of a recipe, checked, and the learning rate that follows from them."""
+"""How a model is trained: the numbers of a recipe, checked when it is made, and the learning rate of each step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, cos, inf, isfinite, pi
+from dataclasses import dataclass, field, fields
+from math import ceil, cos, pi
+from typing import ClassVar
 
-SCHEDULES = ("cosine", "onecycle")
+from leaklearn.data.views import Views
+
 PRECISIONS = ("off", "bf16", "fp16")
 
 
+class Checked:
+    """A recipe that refuses a number out of its range with a ValueError that names it.
+
+    `WHOLE` gives the least of whole numbers (None passes where it is the default), `RANGES` the interval of others.
+    """
+
+    WHOLE: ClassVar[dict[str, int]] = {}
+    RANGES: ClassVar[dict[str, str]] = {}
+
+    def __post_init__(self) -> None:
+        optional = [each.name for each in fields(self) if each.default is None]
+        for name, least in self.WHOLE.items():
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}")
+        for name, interval in self.RANGES.items():
+            if not _within(getattr(self, name), interval):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number in {interval}")
+
+
 @dataclass(frozen=True)
-class Recipe:
-    """Settings of supervised training with SGD.
+class Recipe(Checked):
+    """Settings of supervised training by SGD with Nesterov momentum, a linear rise of the rate and a linear fall to 0.
 
     The defaults are chosen for a few thousand small images on two CPU cores (``benchmarks/training.py`` measures them);
     the same recipe serves clean, leaked and partial data, so that a difference in accuracy is one of the data.
@@ -27,26 +51,17 @@ class Recipe:
     lr : float
         Peak learning rate.
     momentum : float
-        Of SGD, 0..1.
-    nesterov : bool
-        Nesterov's form of momentum; needs ``momentum`` > 0.
+        0: plain SGD.
     weight_decay : float
         Added to the gradient of weights; biases and norm layers are left alone (He et al., arXiv 1812.01187).
-    schedule : str
-        ``"onecycle"``: up and down in two straight lines (Smith, arXiv 1708.07120); ``"cosine"``: straight up, then
-        half a cosine. Both end at zero.
     warmup : float
-        Share of the steps before the peak, 0..1.
+        Share of the steps before the peak (Smith, arXiv 1708.07120).
     label_smoothing : float
-        Probability spread evenly over the classes, 0..1.
+        Probability spread evenly over the classes.
     pad : int or None
         Pixels of padding before a random crop; None: `default_pad`.
     flip : bool or None
         Random horizontal flips; None: as the data set allows (``info.flip``).
-    cutout : int
-        Side in pixels of a random square set to the fill value; 0: none.
-    ema : float or None
-        Decay of an exponential moving average of the weights, which is then what is evaluated and returned.
     amp : str or None
         Mixed precision: ``"off"``, ``"bf16"``, ``"fp16"``; None: bf16 on a GPU that has it, fp16 on others, off on a
         CPU.
@@ -62,40 +77,22 @@ class Recipe:
     batch_size: int = 64
     lr: float = 0.1
     momentum: float = 0.9
-    nesterov: bool = True
     weight_decay: float = 5e-4
-    schedule: str = "onecycle"
     warmup: float = 0.25
     label_smoothing: float = 0.1
     pad: int | None = None
     flip: bool | None = None
-    cutout: int = 0
-    ema: float | None = None
     amp: str | None = None
 
+    WHOLE: ClassVar = {"epochs": 1, "steps": 1, "batch_size": 1, "pad": 0}
+    RANGES: ClassVar = {"lr": "(0, inf)", "weight_decay": "[0, inf)"} | dict.fromkeys(
+        ("momentum", "warmup", "label_smoothing"), "[0, 1)"
+    )
+
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("steps", 1), ("batch_size", 1), ("pad", 0), ("cutout", 0)):
-            value = getattr(self, name)
-            if value is None and name in ("steps", "pad"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {low}")
-        for name, high in (("lr", inf), ("weight_decay", inf), ("momentum", 1), ("label_smoothing", 1)):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < high:
-                raise ValueError(f"{name} is {value!r}; it must be a number of at least 0 and below {high}")
-        if self.lr == 0:
-            raise ValueError("lr is 0; nothing would be learned")
-        if not _is_number(self.warmup) or not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup is {self.warmup!r}; it is the share of the steps before the peak, 0 to below 1")
-        if self.ema is not None and (not _is_number(self.ema) or not 0 < self.ema < 1):
-            raise ValueError(f"ema is {self.ema!r}; it is a decay between 0 and 1, or None")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        super().__post_init__()
         if self.amp is not None and self.amp not in PRECISIONS:
             raise ValueError(f"unknown amp {self.amp!r}; choose one of {', '.join(PRECISIONS)}, or None")
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs momentum > 0; set nesterov=False for plain SGD")
 
     def total_steps(self, images: int) -> int:
         """Batches that training on this many images takes."""
@@ -106,26 +103,86 @@ class Recipe:
         return ceil(images / self.batch_size)
 
     def learning_rate(self, step: int, total: int) -> float:
-        """Learning rate of one step.
+        """Learning rate of step 0 to ``total`` - 1.
 
-        Parameters
-        ----------
-        step
-            0 to ``total`` - 1.
-        total
-            Number of steps of the whole training.
-
-        Returns
-        -------
-        float
-            ``lr`` * u with t = (step + 1/2) / total the middle of the step in 0..1 and w the warm-up share:
-            u = t / w before w; after it u = 1 - s (onecycle) or (1 + cos(pi s)) / 2 (cosine), s = (t - w) / (1 - w).
+        ``lr`` * u with t = (step + 1/2) / total the middle of the step in 0..1 and w the warm-up share: u = t / w
+        before w, after it 1 - (t - w) / (1 - w).
         """
         t = (step + 0.5) / total
         if t < self.warmup:
             return self.lr * t / self.warmup
         s = (t - self.warmup) / (1 - self.warmup)
-        return self.lr * (1 - s if self.schedule == "onecycle" else (1 + cos(pi * s)) / 2)
+        return self.lr * (1 - s)
+
+
+@dataclass(frozen=True)
+class SemiRecipe(Checked):
+    """Settings of semi-supervised training. The defaults are CoMatch's for CIFAR-10 (Li et al., ICCV 2021, section 4).
+
+    Attributes
+    ----------
+    steps : int
+        Batches to train for.
+    batch_size : int
+        Labelled images in a batch, drawn with replacement.
+    ratio : int
+        Unlabelled images for each labelled one.
+    lr, momentum, weight_decay : float
+        Of SGD with Nesterov momentum; no decay on vectors. The rate falls as cos(7 pi k / 16 K).
+    ema : float
+        Decay of the average of the weights, which is evaluated.
+    threshold : float
+        Probability from which on a pseudo-label counts.
+    alpha : float
+        Share of an image's own probabilities beside its neighbours' in the memory bank; CoMatch only, as what follows.
+    temperature : float
+        Of similarities.
+    graph_threshold : float
+        Likeness of pseudo-labels from which on two images are joined.
+    unlabelled_weight, contrastive_weight : float
+        Weights of the losses.
+    bank_batches, align_batches : int
+        Batches in the memory bank, and means that alignment remembers.
+    embedding : int
+        Length of the features that are compared.
+    views : Views
+        Augmentation.
+
+    Raises
+    ------
+    ValueError
+        For a value outside of its range, naming it and the range.
+    """
+
+    steps: int = 524_288
+    batch_size: int = 64
+    ratio: int = 7
+    lr: float = 0.03
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    ema: float = 0.999
+    threshold: float = 0.95
+    alpha: float = 0.9
+    temperature: float = 0.2
+    graph_threshold: float = 0.8
+    unlabelled_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    bank_batches: int = 5
+    align_batches: int = 32
+    embedding: int = 64
+    views: Views = field(default_factory=Views)
+
+    WHOLE: ClassVar = dict.fromkeys(("steps", "batch_size", "ratio", "bank_batches", "align_batches", "embedding"), 1)
+    RANGES: ClassVar = (
+        dict.fromkeys(("lr", "temperature"), "(0, inf)")
+        | dict.fromkeys(("weight_decay", "unlabelled_weight", "contrastive_weight"), "[0, inf)")
+        | dict.fromkeys(("momentum", "ema"), "[0, 1)")
+        | dict.fromkeys(("threshold", "alpha", "graph_threshold"), "[0, 1]")
+    )
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of step 0 to steps - 1."""
+        return self.lr * cos(7 * pi * step / (16 * self.steps))
 
 
 def default_pad(height: int) -> int:
@@ -136,5 +193,10 @@ def default_pad(height: int) -> int:
     return height // 8 if height >= 32 else 2
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+def _within(value: object, interval: str) -> bool:
+    """Whether a value is a number in an interval, written as `[0, 1)`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = low < value < high
+    return inside or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")

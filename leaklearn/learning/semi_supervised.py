@@ -15,16 +15,23 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from leaklearn.data.images import DataInfo, ImageSet
-from leaklearn.learning.accuracy import as_float, evaluate, labelled
-from leaklearn.learning.ema import Average
-from leaklearn.learning.matching import METHODS
-from leaklearn.learning.recipe import Recipe
-from leaklearn.learning.resume import restore, state_of
-from leaklearn.learning.semi_recipe import SemiRecipe
-from leaklearn.learning.train import TrainResult, parameter_groups, precision_of
+from leaklearn.learning.pseudo import METHODS
+from leaklearn.learning.recipe import SemiRecipe
+from leaklearn.learning.train import (
+    TrainResult,
+    as_float,
+    evaluate,
+    labelled,
+    moving_average,
+    precision_of,
+    restore,
+    sgd,
+    state_of,
+)
 from leaklearn.models import build
 from leaklearn.store import entry
 
@@ -116,17 +123,17 @@ def train_semi_supervised(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Embedded(network, recipe.embedding).to(device, memory_format=torch.channels_last)
-    average = Average(net, recipe.ema)
+    average = moving_average(net, recipe.ema)
     history = _fit(net, average, images, labels, many, test, method, recipe, seed, progress)
-    final = average.model.network.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
+    final = average.module.network.requires_grad_(True).to(memory_format=torch.contiguous_format).eval()
     accuracy = float(history["test_accuracy"].iloc[-1])
     log.info("%s: %d labelled and %d unlabelled images, test accuracy %.4f", method, len(images), len(many), accuracy)
-    return TrainResult(final, history, accuracy, Recipe(steps=recipe.steps, batch_size=recipe.batch_size))
+    return TrainResult(final, history, accuracy)
 
 
 def _fit(
     net: Embedded,
-    average: Average,
+    average: AveragedModel,
     images: Tensor,
     labels: Tensor,
     many: Tensor,
@@ -137,7 +144,7 @@ def _fit(
     progress: bool,
 ) -> pd.DataFrame:
     generator = Generator(images.device).manual_seed(seed)
-    optimiser = torch.optim.SGD(parameter_groups(net, recipe.weight_decay), recipe.lr, recipe.momentum, nesterov=True)
+    optimiser = sgd(net, recipe.lr, recipe.momentum, recipe.weight_decay)
     precision = precision_of(None, images.device)
     step = METHODS[method](recipe)
     classes = net.network.head.out_features
@@ -148,12 +155,10 @@ def _fit(
     makers = [train_semi_supervised, type(net.network)]
     stored = entry("semi_supervised", settings, (named | net.state_dict()).items(), makers)
     if (state := stored.load()) is not None:
-        restore(state, net, optimiser, average, generator)
+        restore(state, net, optimiser, generator, average)
         step.restore({name: value.to(many.device) for name, value in state.part("method").items()})
-        rows, totals = (
-            state.tensors["history/rows"].tolist(),
-            list(state.part("history").get("totals", torch.empty(0)).to(many.device)),
-        )
+        rows = state.tensors["history/rows"].tolist()
+        totals = list(state.part("history").get("totals", torch.empty(0)).to(many.device))
         done = state.values["steps"]
     begin = perf_counter() - (state.values["seconds"] if state else 0.0)
     net.train()
@@ -173,13 +178,13 @@ def _fit(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        average.update(net)
+        average.update_parameters(net)
         totals.append(torch.stack([loss.detach(), *(value.detach() for value in losses.values())]))
         if number + 1 in marks:
             means = torch.stack(totals).mean(0).tolist()
             if not means[0] < float("inf"):
                 raise ValueError(f"the loss became {means[0]} by step {number + 1}; lower lr ({recipe.lr})")
-            accuracy = evaluate(average.model.network, test)
+            accuracy = evaluate(average.module.network, test)
             rows.append((number + 1, *means, accuracy, perf_counter() - begin))
             bar.set_postfix(sure=f"{means[4]:.2f}", test=f"{accuracy:.3f}")
             totals = []
@@ -187,7 +192,7 @@ def _fit(
         if number + 1 == recipe.steps or (stored.due() and (number + 1) % _block(recipe) == 0):
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
             history |= {"totals": torch.stack(totals)} if totals else {}
-            parts = state_of(net, optimiser, average, generator) | {"history": history, "method": step.state()}
+            parts = state_of(net, optimiser, generator, average) | {"history": history, "method": step.state()}
             stored.save({"steps": number + 1, "seconds": perf_counter() - begin}, **parts)
     columns = ["step", "loss", "labelled_loss", "unlabelled_loss", "contrastive_loss", "sure"]
     return pd.DataFrame(rows, columns=[*columns, "test_accuracy", "seconds"]).astype({"step": int})

@@ -1,34 +1,40 @@
-"""Supervised training on image tensors: clean, leaked or partial data, the same code for all."""
+"""Supervised training on image tensors: clean, leaked or partial data, the same code for all; and how good a model is.
+
+What a training needs to go on where it was killed (weights, momentum, averages, random numbers) is told here too.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from leaklearn.data.augment import augment
-from leaklearn.learning.accuracy import as_float, evaluate, labelled
-from leaklearn.learning.ema import Average
 from leaklearn.learning.recipe import Recipe, default_pad
-from leaklearn.learning.resume import restore, state_of, trainable
 from leaklearn.models import build
-from leaklearn.store import entry
+from leaklearn.store import State, entry
 
 if TYPE_CHECKING:
     from leaklearn.data.images import DataInfo, ImageSet
 
 log = logging.getLogger(__name__)
 
-# Rows of history at most: passes over a few images take milliseconds, and evaluating each would take most of the time.
 HISTORY_ROWS = 100
+"""Rows of history at most: passes over a few images take milliseconds, evaluating each would take most of the time."""
+
+EVALUATED = 500
+"""Images in one forward pass of `evaluate`; bounds the memory."""
 
 
 @dataclass
@@ -38,21 +44,18 @@ class TrainResult:
     Attributes
     ----------
     model : nn.Module
-        The trained model (its moving average, if the recipe has one), in eval mode.
+        The trained model, in eval mode.
     history : DataFrame
         A row for each epoch, or for each hundredth of the training where that is longer: ``epoch`` (passes begun),
         ``step`` (batches so far), ``loss`` and ``train_accuracy`` (means over the row's augmented training batches),
         ``test_accuracy`` (0..1, NaN where not evaluated), ``seconds`` (since the start, evaluation included).
     accuracy : float
         Test accuracy of ``model``, 0..1: of the end of training, not of the best epoch.
-    recipe : Recipe
-        How it was trained.
     """
 
     model: nn.Module
     history: pd.DataFrame
     accuracy: float
-    recipe: Recipe = field(default_factory=Recipe)
 
     def __repr__(self) -> str:
         last = self.history.iloc[-1]
@@ -68,9 +71,6 @@ def train(
     info: DataInfo | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    norm: str | None = None,
-    activation: str | None = None,
-    width: int | None = None,
     progress: bool = False,
     evaluate_every: int = 1,
 ) -> TrainResult:
@@ -95,16 +95,10 @@ def train(
         the same seed gives the same history.
     device
         Where to train; None: where the test images are.
-    norm, activation, width
-        Passed to `build` when ``model`` is a name.
     progress
         Show a progress bar.
     evaluate_every
         Rows of history (epochs) between two evaluations; 0: only at the end.
-
-    Returns
-    -------
-    TrainResult
 
     Raises
     ------
@@ -119,26 +113,16 @@ def train(
         raise ValueError(f"evaluate_every is {evaluate_every!r}; it is a whole number of epochs, 0 for only at the end")
     images, labels = labelled(data, info)
     images, labels, test = images.to(device), labels.to(device), test.to(device)
-
-    if isinstance(model, str):
-        model = build(model, info, norm=norm, activation=activation, width=width, seed=seed)
-    elif (norm, activation, width) != (None, None, None):
-        raise ValueError("norm, activation and width apply when the model is built by its name, not to a given model")
-    else:
-        model = deepcopy(model)
+    model = build(model, info, seed=seed) if isinstance(model, str) else deepcopy(model)
     # oneDNN and cuDNN convolve channels_last tensors faster: a quarter less time for the ConvNet on two cores.
     model = model.to(device, memory_format=torch.channels_last)
-    average = None if recipe.ema is None else Average(model, recipe.ema)
-    history = _fit(model, average, images, labels, test, info, recipe, seed, evaluate_every, progress)
-
-    final = model if average is None else average.model.requires_grad_(True)
-    final = final.to(memory_format=torch.contiguous_format).eval()  # safetensors stores contiguous tensors only
-    return TrainResult(final, history, float(history["test_accuracy"].iloc[-1]), recipe)
+    history = _fit(model, images, labels, test, info, recipe, seed, evaluate_every, progress)
+    model = model.to(memory_format=torch.contiguous_format).eval()  # safetensors stores contiguous tensors only
+    return TrainResult(model, history, float(history["test_accuracy"].iloc[-1]))
 
 
 def _fit(
     model: nn.Module,
-    average: Average | None,
     images: Tensor,
     labels: Tensor,
     test: ImageSet,
@@ -149,25 +133,23 @@ def _fit(
     progress: bool,
 ) -> pd.DataFrame:
     """Train ``model`` in place; returns the history."""
-    generator = torch.Generator(images.device).manual_seed(seed)
-    groups = parameter_groups(model, recipe.weight_decay)
-    optimiser = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
+    generator = Generator(images.device).manual_seed(seed)
+    optimiser = sgd(model, recipe.lr, recipe.momentum, recipe.weight_decay)
     precision = precision_of(recipe.amp, images.device)
     scaler = torch.amp.GradScaler(images.device.type, enabled=precision == torch.float16)
-    crop = {
-        "pad": default_pad(info.shape[1]) if recipe.pad is None else recipe.pad,
-        "flip": info.flip if recipe.flip is None else recipe.flip,
-        "cutout": recipe.cutout,
-    }
+    pad = default_pad(info.shape[1]) if recipe.pad is None else recipe.pad
+    flip = info.flip if recipe.flip is None else recipe.flip
     total, batches = recipe.total_steps(len(images)), recipe.batches(len(images))
     row_steps = batches * max(1, -(-total // (batches * HISTORY_ROWS)))
     rows, losses, hits, seen, epoch, step = [], [], [], 0, 0, 0
-    about = {"model": str(model), "trained": trainable(model), "info": str(info), "device": str(images.device)}
+    # What is trained decides the result too, and is in no tensor.
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    about = {"model": str(model), "trained": trained, "info": str(info), "device": str(images.device)}
     settings = {"recipe": asdict(recipe), "seed": seed, "evaluate_every": evaluate_every, **about}
     named = {"images": images, "labels": labels, "test": test.images, "truth": test.labels, **model.state_dict()}
     stored = entry("training", settings, named.items(), [train, type(model)])
     if (state := stored.load()) is not None:
-        restore(state, model, optimiser, average, generator)
+        restore(state, model, optimiser, generator)
         scaler.load_state_dict(state.values["scaler"])
         rows = state.tensors["history/rows"].tolist()
         epoch, step = int(rows[-1][0]), int(rows[-1][1])
@@ -179,19 +161,17 @@ def _fit(
         order = torch.randperm(len(images), generator=generator, device=images.device)
         epoch += 1
         for chosen in order.tensor_split(batches)[: total - step]:
-            x = augment(as_float(images[chosen]), generator, **crop).to(memory_format=torch.channels_last)
+            x = augment(as_float(images[chosen]), generator, pad=pad, flip=flip)
             y = labels[chosen]
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate(step, total)
             with torch.autocast(images.device.type, precision, enabled=precision is not None):
-                scores = model(x)
+                scores = model(x.to(memory_format=torch.channels_last))
                 loss = cross_entropy(scores, y, label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimiser)
             scaler.update()
-            if average is not None:
-                average.update(model)
             losses.append(loss.detach() * len(y))
             hits.append((scores.detach().argmax(1) == y).sum())
             seen += len(y)
@@ -206,24 +186,88 @@ def _fit(
                 f"lengthen warmup ({recipe.warmup}) or check the images"
             )
         due = step == total or (evaluate_every and (len(rows) + 1) % evaluate_every == 0)
-        accuracy = evaluate(model if average is None else average.model, test) if due else float("nan")
+        accuracy = evaluate(model, test) if due else float("nan")
         train_accuracy = torch.stack(hits).sum().item() / seen
         rows.append((epoch, step, mean_loss, train_accuracy, accuracy, perf_counter() - start))
         losses, hits, seen = [], [], 0
         bar.set_postfix(loss=f"{mean_loss:.3f}", test=f"{accuracy:.3f}")
         if stored.due() or step == total:
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
-            stored.save(
-                {"scaler": scaler.state_dict()}, **state_of(model, optimiser, average, generator), history=history
-            )
+            stored.save({"scaler": scaler.state_dict()}, **state_of(model, optimiser, generator), history=history)
     bar.close()
     log.info("trained %d steps on %d images: test accuracy %.4f", total, len(images), rows[-1][4])
     columns = ["epoch", "step", "loss", "train_accuracy", "test_accuracy", "seconds"]
     return pd.DataFrame(rows, columns=columns).astype({"epoch": int, "step": int})
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weights with decay, vectors (biases, norm layers) without."""
+def evaluate(model: nn.Module, images: ImageSet) -> float:
+    """Accuracy of a model on labelled images: the share whose largest score is their label's, 0..1.
+
+    Parameters
+    ----------
+    model
+        Takes float images in [0, 1]; evaluated in eval mode on its own device and left in the modes it was in.
+    images
+        An `ImageSet`, or anything with ``images`` (uint8 or float in [0, 1]) and ``labels``.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or some have no label.
+    """
+    pixels, labels = labelled(images, None)
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode():
+        right = [
+            (model(as_float(x.to(device)).to(memory_format=torch.channels_last)).argmax(1) == y.to(device)).sum()
+            for x, y in zip(pixels.split(EVALUATED), labels.split(EVALUATED), strict=True)
+        ]
+    return torch.stack(right).sum().item() / len(labels)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards every submodule is back in its own mode (some may have been frozen)."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1], from uint8 or float."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images.float()
+
+
+def labelled(data: Any, info: DataInfo | None) -> tuple[Tensor, Tensor]:
+    """Images and labels of ``data``, checked against each other and, if given, against the data set."""
+    images, labels = data.images, data.labels
+    if len(images) == 0:
+        raise ValueError("there are no images to learn from or to evaluate on")
+    if info is not None and tuple(images.shape[1:]) != tuple(info.shape):
+        raise ValueError(f"images are {tuple(images.shape[1:])}, but those of {info.name} are {tuple(info.shape)}")
+    if images.is_floating_point():
+        low, high = images.amin().item(), images.amax().item()
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # also false for NaN, which amin and amax pass on
+            raise ValueError(f"float images must lie in [0, 1], but these span {low:.3g} to {high:.3g}")
+    elif images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 or float in [0, 1], not {images.dtype}")
+    unlabelled = len(images) if labels is None else int((labels < 0).sum())
+    if unlabelled:
+        raise ValueError(
+            f"{unlabelled} of {len(images)} images have no label; give labels (Leak.with_labels) or drop those"
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(f"{len(images)} images need {len(images)} labels, not shape {tuple(labels.shape)}")
+    if info is not None and labels.max() >= info.num_classes:
+        raise ValueError(f"label {labels.max().item()} is beyond the {info.num_classes} classes of {info.name}")
+    return images, labels.long()
+
+
+def sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum on what can be trained: weights with decay, vectors (biases, norm layers) without."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("the model has no trainable parameters; call requires_grad_(True) on what is to be trained")
@@ -231,7 +275,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr, momentum, nesterov=momentum > 0)
 
 
 def precision_of(amp: str | None, device: torch.device) -> torch.dtype | None:
@@ -241,3 +285,51 @@ def precision_of(amp: str | None, device: torch.device) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Average of a model over its training steps, to be evaluated instead of the last step's weights.
+
+    It starts as the model. `update_parameters` after step t = 0, 1, ... moves it by 1 - d_t towards the model,
+    d_t = min(decay, (1 + t) / (10 + t)): the growing decay keeps a short training from being dominated by its first,
+    random weights. Batch norm's running statistics are averaged alike; whole numbers are copied.
+    """
+
+    def move(averages: list[Tensor], latest: list[Tensor], _: Tensor) -> None:
+        step = int(average.n_averaged) - 1
+        share = 1 - min(decay, (1 + step) / (10 + step))
+        for mean, value in zip(averages, latest, strict=True):
+            mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)
+
+    average = AveragedModel(model, multi_avg_fn=move, use_buffers=True).requires_grad_(False)
+    average.n_averaged += 1  # the start is one: with none yet, torch would take the first step instead of averaging
+    return average
+
+
+def state_of(
+    model: nn.Module, optimiser: torch.optim.SGD, generator: Generator, average: AveragedModel | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Everything that the next step depends on, by part and name, for `leaklearn.store`."""
+    momentum = {str(i): kept.get("momentum_buffer") for i, kept in optimiser.state_dict()["state"].items()}
+    return {
+        "model": model.state_dict(),
+        "momentum": {name: value for name, value in momentum.items() if value is not None},
+        "random": {"generator": generator.get_state()},
+        "average": {} if average is None else average.state_dict(),
+    }
+
+
+def restore(
+    state: State,
+    model: nn.Module,
+    optimiser: torch.optim.SGD,
+    generator: Generator,
+    average: AveragedModel | None = None,
+) -> None:
+    """Put what `state_of` told back into the same objects, made anew."""
+    model.load_state_dict(state.part("model"))
+    momentum = {int(name): {"momentum_buffer": value} for name, value in state.part("momentum").items()}
+    optimiser.load_state_dict({"state": momentum, "param_groups": optimiser.state_dict()["param_groups"]})
+    generator.set_state(state.tensors["random/generator"])
+    if average is not None:
+        average.load_state_dict(state.part("average"))
