@@ -4,10 +4,8 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 
 from leaklearn.data import load
-from leaklearn.experiments.anatomy import dissect
 from leaklearn.experiments.harvest import InversionSettings
 from leaklearn.experiments.layer_sizes import train_by_factor
 from leaklearn.experiments.leakage import attack_round, measure_leakage
@@ -22,47 +20,6 @@ TABLE = "dataset seed attack protocol fc_factor clients images_per_client local_
 @pytest.fixture(scope="module")
 def data():
     return load("mnist5k")
-
-
-@pytest.fixture(scope="module")
-def attacked(data):
-    clients = make_clients(data.train, 100, seed=0)
-    return attack_round(Setting("robbing_the_fed", clients=4, images_per_client=32), clients, data.test, model="lenet")
-
-
-def test_anatomy_tells_truth_bins_and_reconstructions_apart(attacked):
-    for client in range(4):
-        anatomy = dissect(attacked, client)
-        alone = (anatomy.bin >= 0) & (anatomy.occupancy[anatomy.bin.clamp_min(0)] == 1)
-        assert anatomy.occupancy.sum() == (anatomy.bin >= 0).sum()
-        assert (anatomy.measured.diff() >= 0).all()
-        inside = anatomy.bin >= 0
-        assert (anatomy.measured[inside] >= anatomy.low[anatomy.bin[inside]]).all()
-        assert (anatomy.measured[inside] <= anatomy.high[anatomy.bin[inside]]).all()
-        # Alone in its bin an image is exact; a mixture is not, but where one image outweighs the others by far.
-        assert (anatomy.psnr[alone] > 60).float().mean() > 0.95
-        assert (anatomy.psnr[~alone] < 40).float().mean() > 0.8
-        accepted = int(anatomy.accepted.sum())
-        assert accepted == int((attacked.leak.client == client).sum())
-
-
-def test_anatomy_refuses_what_it_cannot_look_into(data, attacked):
-    with pytest.raises(ValueError, match="client 9 is not among the 4 updates"):
-        dissect(attacked, 9)
-    clients = make_clients(data.train, 100, seed=0)
-    trapped = attack_round(Setting("trap_weights", clients=2, images_per_client=16), clients, data.test, model="lenet")
-    with pytest.raises(ValueError, match="TrapWeights has no bins"):
-        dissect(trapped)
-
-
-def test_true_labels_are_those_of_the_images(data, attacked):
-    leak = attacked.labelled
-    pixels = {
-        image.numpy().tobytes(): int(label) for image, label in zip(data.train.images, data.train.labels, strict=True)
-    }
-    for image, label in zip(leak.images, leak.labels, strict=True):
-        key = (image * 255).round().to(torch.uint8).numpy().tobytes()
-        assert pixels[key] == int(label)
 
 
 def test_leakage_table_has_a_row_for_each_setting_and_seed(data):

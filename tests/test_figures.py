@@ -3,23 +3,8 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-import torch
 
-from leaklearn.data import load
-from leaklearn.experiments.anatomy import dissect
-from leaklearn.experiments.leakage import attack_round
-from leaklearn.experiments.setting import Setting
-from leaklearn.federated import make_clients
 from leaklearn.report.curves import accuracy_chart, crowd_chart, layer_sizes_chart, leak_rate_panels, rounds_chart
-from leaklearn.report.pictures import bins_chart, client_view, image_grid, pairs
-from leaklearn.widgets import explore_clients
-
-
-@pytest.fixture(scope="module")
-def attacked():
-    data = load("mnist5k")
-    clients = make_clients(data.train, 100, seed=0)
-    return attack_round(Setting("robbing_the_fed", clients=3, images_per_client=16), clients, data.test, model="lenet")
 
 
 @pytest.fixture(autouse=True)
@@ -72,26 +57,3 @@ def test_accuracy_chart_draws_the_papers_numbers_for_their_data_set_only(dataset
     sizes = [{"dataset": dataset, "seed": s, "fc_factor": f, **rates} for s in range(2) for f in (4.0, 1.0)]
     marks = [line for line in layer_sizes_chart(pd.DataFrame(sizes)).axes[0].lines if line.get_marker() == "x"]
     assert [line.get_ydata().tolist() for line in marks] == [[78.93, 76.61, 75.15]] * (references > 0)
-
-
-def test_pictures_draw_every_image(attacked):
-    anatomy = dissect(attacked, 1)
-    assert len(bins_chart(anatomy).lines) == 16
-    assert "accepted" in client_view(anatomy, int(anatomy.accepted.nonzero()[0])).axes[2].get_title()
-    titles = [ax.get_title() for ax in pairs(anatomy, columns=8, rows=2).axes]
-    assert sum(" dB" in title for title in titles) == 16
-    sheet = image_grid(torch.rand(5, 3, 8, 8), columns=4).axes[0].images[0].get_array()
-    assert sheet.shape == (20, 40, 3)
-
-
-def test_explorer_changes_its_picture_with_both_sliders(attacked):
-    explorer = explore_clients(attacked)
-    client, image, _, picture = explorer.children
-    seen = {bytes(picture.value)}
-    image.value = 3
-    seen.add(bytes(picture.value))
-    client.value = 2
-    seen.add(bytes(picture.value))
-    assert len(seen) == 3
-    assert all(value.startswith(b"\x89PNG") for value in seen)
-    assert (client.max, image.max) == (2, 15)

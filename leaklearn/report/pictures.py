@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from leaklearn.experiments.anatomy import Anatomy
-from leaklearn.report.style import PALETTE, PAPER_COLOUR
+from leaklearn.experiments.overview import Anatomy
+from leaklearn.report.names import PALETTE, PAPER_COLOUR
 
 LEAKED, COLLIDED, OUTSIDE = PALETTE["blue"], PALETTE["vermilion"], PAPER_COLOUR
 

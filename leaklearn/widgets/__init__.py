@@ -1,8 +1,11 @@
 """Explorers for JupyterLab: thin skins over the functions that also draw the static figures."""
 
 from leaklearn.widgets.inversion import compare_attacks, scrub_iterations
-from leaklearn.widgets.linear import explore_clients, explore_layer, explore_matching
-from leaklearn.widgets.worth import explore_defence, explore_labelling, explore_quality
+from leaklearn.widgets.linear import explore_layer, explore_matching
+from leaklearn.widgets.overview import explore_clients
+from leaklearn.widgets.reconstruction_quality import explore_quality
+from leaklearn.widgets.semi_supervised import explore_labelling
+from leaklearn.widgets.worth import explore_defence
 
 __all__ = [
     "compare_attacks",

@@ -1,4 +1,4 @@
-"""Explorers of linear layer leakage: one client's bins, the size of the layer, and the labels of what leaked."""
+"""Explorers of linear layer leakage: the size of the layer, and the labels of what leaked."""
 
 from __future__ import annotations
 
@@ -10,41 +10,14 @@ import torch
 from matplotlib.figure import Figure
 
 from leaklearn.data.images import Dataset
-from leaklearn.experiments.anatomy import dissect
 from leaklearn.experiments.label_examples import MatchedExample
 from leaklearn.experiments.leakage import AttackedRound, attack_round
+from leaklearn.experiments.overview import dissect
 from leaklearn.experiments.setting import Setting
 from leaklearn.federated import make_clients
 from leaklearn.report.label_matching import METHODS, matched_pictures
-from leaklearn.report.pictures import client_view, pairs
+from leaklearn.report.pictures import pairs
 from leaklearn.widgets.parts import choices, explorer, menu, slider
-
-
-def explore_clients(attacked: AttackedRound) -> widgets.VBox:
-    """Pick a client and one of its images: its bin, the truth, and what the attacker reads from that bin.
-
-    Parameters
-    ----------
-    attacked
-        A round attacked by Robbing the Fed or LOKI.
-
-    Returns
-    -------
-    ipywidgets.VBox
-        Two sliders, a line of text and a picture; each client's update is taken apart once and kept.
-    """
-    anatomy = cache(lambda client: dissect(attacked, client))
-    last_client = len(attacked.updates.tensors["block.fc1.weight"]) - 1
-    last_image = len(anatomy(0).images) - 1
-    client = slider("client", 0, last_client, 0)
-    image = slider("image, dark to bright", 0, last_image, last_image // 2)
-
-    def view() -> tuple[str, Figure]:
-        seen = anatomy(client.value)
-        leaked = f"<b>{int(seen.accepted.sum())} of {len(seen.images)}</b> images of this client leaked"
-        return f"{leaked}. Blue: alone in its bin. Orange: only a mixture.", client_view(seen, image.value)
-
-    return explorer([client, image], view)
 
 
 def explore_layer(
@@ -91,7 +64,7 @@ def explore_layer(
             f"<b>{100 * rate:.0f} % of {size.value} images leak</b> through {neurons} neurons; closed form, over many "
             f"clients: {100 * expected:.1f} %"
         )
-        return line, pairs(dissect(found), columns=10, rows=1)
+        return line, pairs(dissect(found.attack, found.payload, found.updates, found.truth), columns=10, rows=1)
 
     return explorer([factor, size, client], view)
 

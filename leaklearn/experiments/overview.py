@@ -1,4 +1,4 @@
-"""One attacked update taken apart: which image fell into which bin, and what the attacker made of each bin."""
+"""One attacked update taken apart: which image fell into which bin, and what the attacker made of each. Notebook 00."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from leaklearn.attacks.linear.base import LinearLeakage
+from leaklearn.evaluation import Truth
 from leaklearn.evaluation.similarity import psnr
-from leaklearn.experiments.leakage import AttackedRound
+from leaklearn.federated import Payload, Updates
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +19,8 @@ class Anatomy:
 
     Attributes
     ----------
-    images : Tensor
-        (N, C, H, W) float in [0, 1]: what the client really used, darkest first.
-    labels : Tensor
-        (N,) int64.
+    images, labels : Tensor
+        (N, C, H, W) float in [0, 1] and (N,) int64: what the client really used, darkest first.
     measured : Tensor
         (N,) h(x) of each, ascending: the mean pixel.
     bin : Tensor
@@ -49,13 +49,15 @@ class Anatomy:
     psnr: Tensor
 
 
-def dissect(attacked: AttackedRound, client: int = 0) -> Anatomy:
+def dissect(attack: LinearLeakage, payload: Payload, updates: Updates, truth: Truth, client: int = 0) -> Anatomy:
     """Take one client's update of an attack with bins apart.
 
     Parameters
     ----------
-    attacked
+    attack, payload, updates
         A round attacked by Robbing the Fed or LOKI, in which the server saw single clients' columns.
+    truth
+        What the clients really used.
     client
         Its row in the round, from 0.
 
@@ -64,40 +66,35 @@ def dissect(attacked: AttackedRound, client: int = 0) -> Anatomy:
     ValueError
         If the attack has no bins, only a sum over clients was seen, or there is no such client.
     """
-    bins = attacked.payload.model.block.bins
-    weight = attacked.updates.tensors["block.fc1.weight"]
-    bias = attacked.updates.tensors["block.fc1.bias"]
+    bins = payload.model.block.bins
+    weight, bias = updates.tensors["block.fc1.weight"], updates.tensors["block.fc1.bias"]
     if bins is None:
-        raise ValueError(f"{type(attacked.attack).__name__} has no bins to look into; take Robbing the Fed or LOKI")
-    vector, low, high = bins.vector, bins.low, bins.high
+        raise ValueError(f"{type(attack).__name__} has no bins to look into; take Robbing the Fed or LOKI")
     if not 0 <= client < len(weight):
         raise ValueError(f"client {client} is not among the {len(weight)} updates that the server saw (from 0)")
     row = slice(client, client + 1)
     own_bias = bias[row] if len(bias) == len(weight) else None
-    delta = attacked.updates.kind == "delta"
-    candidates = attacked.attack.candidates(attacked.payload, weight[row], own_bias, delta)
-    verdict = attacked.attack.judge(attacked.payload, candidates)
+    candidates = attack.candidates(payload, weight[row], own_bias, updates.kind == "delta")
+    verdict = attack.judge(payload, candidates)
 
-    images = attacked.truth.images[client].float() / 255
-    order = (images.flatten(1) @ vector).argsort()
-    images, measured = images[order], (images.flatten(1) @ vector)[order]
-    which = torch.searchsorted(low, measured) - 1
-    which = torch.where((which >= 0) & (measured <= high[which.clamp_min(0)]), which, -1)
+    images = truth.images[client]
+    order = bins.measure(images).argsort()
+    images, measured, which = images[order].float() / 255, bins.measure(images[order]), bins.of(images[order])
 
-    by_bin = torch.zeros(len(low), images[0].numel())
+    by_bin = torch.zeros(bins.count, images[0].numel())
     by_bin[candidates.neuron.cpu()] = candidates.images.cpu().nan_to_num().clamp(0, 1)
-    good = torch.zeros(len(low), dtype=torch.bool)
+    good = torch.zeros(bins.count, dtype=torch.bool)
     good[candidates.neuron.cpu()] = verdict.valid.cpu()
     inside = which >= 0
     found = (by_bin[which] * inside.unsqueeze(1)).view_as(images)
     return Anatomy(
         images=images,
-        labels=attacked.truth.labels[client][order],
+        labels=truth.labels[client][order],
         measured=measured,
         bin=which,
-        low=low,
-        high=high,
-        occupancy=torch.bincount(which[inside], minlength=len(low)),
+        low=bins.low,
+        high=bins.high,
+        occupancy=torch.bincount(which[inside], minlength=bins.count),
         found=found,
         accepted=good[which] & inside,
         psnr=psnr(found, images),
