@@ -10,7 +10,8 @@ import torch
 import leaklearn as ll
 from leaklearn import store
 from leaklearn.attacks.inversion import GradientInversion
-from leaklearn.experiments.batches import attack_batches
+from leaklearn.attacks.inversion.stored import invert_once
+from leaklearn.files import plain
 from leaklearn.learning.recipe import SemiRecipe
 from leaklearn.learning.semi_supervised import train_semi_supervised
 from leaklearn.store import FOLDER, entry, source_of
@@ -147,13 +148,22 @@ def test_a_federation_goes_on(mnist5k, kept, kill, monkeypatch):
 
 
 def test_an_inversion_is_read_back(mnist5k, kept, monkeypatch):
-    options = {"images": 4, "iterations": 3, "snapshots": [0, 2], "seed": 1}
-    first = attack_batches(mnist5k, "convnet-gelu", "fast", 2, **options)
-    monkeypatch.setattr("leaklearn.attacks.inversion.GradientInversion.invert", None)
-    again = attack_batches(mnist5k, "convnet-gelu", "fast", 2, **options)
-    assert torch.equal(first.reconstructions, again.reconstructions)
-    pd.testing.assert_frame_equal(first.course(), again.course())
-    assert first.row() == again.row()
+    clients, payload = ll.make_clients(mnist5k.train[:8], clients=2, seed=0), ll.Payload.of(ll.build("lenet", mnist5k))
+    updates = ll.respond(clients, payload, ll.FedSGD(2, batch_norm="eval"))
+    attack, options = GradientInversion("fast").replace(iterations=3), {"seed": 1, "snapshots": [0, 2]}
+    first = invert_once(attack, payload, updates, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientInversion, "invert", None)
+        again = invert_once(attack, payload, updates, **options)
+    for one, two in ((first, again), (first.leak, again.leak)):
+        same(store.tensors_of(one), store.tensors_of(two))
+    same(first.history, again.history)
+    same(first.snapshots, again.snapshots)
+    assert plain(first.leak.meta) == again.leak.meta
+    assert first.seconds == again.seconds
+    labels = torch.zeros(2, 2, dtype=torch.int64)
+    given = invert_once(attack, payload, updates, labels=labels, **options)
+    assert torch.equal(given.leak.labels, labels.flatten())
 
 
 def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):

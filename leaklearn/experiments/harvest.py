@@ -12,10 +12,10 @@ from pathlib import Path
 
 from leaklearn.attacks.inversion import GradientInversion
 from leaklearn.data.images import Dataset
-from leaklearn.experiments.batches import attacked_network
 from leaklearn.experiments.shards import Harvest, invert_clients
 from leaklearn.federated import Client, FedAvg, FedSGD, Payload
 from leaklearn.federated.protocols import Protocol
+from leaklearn.models import build
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class InversionSettings:
     batch_size : int
         Images behind one gradient.
     network : str
-        The attacked network, untrained: a name in `leaklearn.experiments.batches.NETWORKS`.
+        The attacked network, untrained: a name for `leaklearn.models.build`.
     attack : str
         A preset of `GradientInversion`.
     iterations : int or None
@@ -78,7 +78,7 @@ class InversionSettings:
 
     def check(self, data: Dataset, clients: int) -> None:
         """Refuse, with a ValueError, an unknown network or more batches than the clients surely have."""
-        attacked_network(self.network, data)
+        build(self.network, data)
         most = clients * (len(data.train) // clients // self.batch_size) * self.batch_size
         if self.images > most:
             raise ValueError(
@@ -132,7 +132,7 @@ def harvest(
     batches = batch_clients(clients, settings.batch_size)[: settings.images // settings.batch_size]
     if len(batches) * settings.batch_size < settings.images:
         raise ValueError(f"the clients have {len(batches)} batches of {settings.batch_size}, {settings} needs more")
-    payload = Payload.of(attacked_network(settings.network, data, seed)).to(device)
+    payload = Payload.of(build(settings.network, data, seed=seed)).to(device)
     options = {"seed": seed, "labels": "auto", "cache": cache, "progress": progress}
     found = invert_clients(settings.inverter(), payload, batches, settings.protocol(), **options)
     stride = _stride(clients)

@@ -25,7 +25,7 @@ from leaklearn import store
 from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.data.images import ImageSet
 from leaklearn.evaluation import Truth, quality
-from leaklearn.experiments.batches import READABLE_DB
+from leaklearn.evaluation.leakage import READABLE_DB
 from leaklearn.federated import Client, Draw, Payload, Updates, draw_batches, gather, respond
 from leaklearn.federated.protocols import Protocol
 from leaklearn.files import plain
