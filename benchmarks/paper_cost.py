@@ -79,7 +79,7 @@ def fedavg(p: dict) -> Work:
 def semi_supervised(p: dict) -> Work:
     name, views = p["datasets"][0], {"fixmatch": 2, "comatch": 3}
     seen = sum(1 + views[method] * p["ratio"] for method in p["methods"]) * p["steps"] * p["batch_size"]
-    alone = p["supervised_steps"] * BATCH
+    alone = p["steps"] * BATCH
     return trained(p, name, len(p["labels_per_class"]), seen + alone) + trained(p, name, 1, alone)
 
 
@@ -93,7 +93,8 @@ def initialisation(p: dict) -> Work:
 
 def quality_groups(p: dict) -> Work:
     name = p["datasets"][0]
-    found = trained(p, name, 1 + len(p["ladder"]) + 4 * p["groups"])
+    bins, others = 15 + 2, 3 * p["groups"]  # PSNR bins, two of them with wrong labels too; groups by other measures
+    found = trained(p, name, 1 + len(p["ladder"]) + bins + others + 1 + 3 * len(p["added_per_class"]))
     return found + inverted(p, name, p["gi_images"] * len(p["gi_batch_sizes"]))
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from leaklearn.data import load
+from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.data.views import Views
 from leaklearn.experiments.label_examples import MatchedExample, match_examples
 from leaklearn.experiments.label_matching import MatchingCase
-from leaklearn.experiments.quality_groups import MEASURES, Graded, GroupComparison
+from leaklearn.experiments.reconstruction_quality import MEASURES, Graded, QualityComparison
 from leaklearn.experiments.semi_supervised import SemiComparison
 from leaklearn.experiments.setting import Setting
 from leaklearn.leaks import Leak
@@ -95,20 +96,22 @@ def test_examples_have_a_label_for_each_image_that_leaked(data):
 def test_quality_goes_from_the_worst_to_the_best():
     count, generator = 40, torch.Generator().manual_seed(1)
     measures = pd.DataFrame({name: torch.rand(count, generator=generator).numpy() for name in MEASURES})
-    leak = leak_of(count, torch.zeros(count, dtype=torch.long))
-    about = {"labels": "right", "images": 10}
+    pixels = torch.randint(0, 256, (count, 1, 12, 12), dtype=torch.uint8, generator=generator)
+    info = DataInfo("tiny", ("a",), (1, 12, 12), (0.3,), (0.2,), False)
+    images = ImageSet(pixels, torch.zeros(count, dtype=torch.long), torch.arange(count), info)
     rows = [
-        {"measure": name, "group": str(group), "accuracy": 0.1 * group, "equivalent_images": 7.0 * group, **about}
-        for name in MEASURES
-        for group in (1, 2, 3, 4)
+        {"measure": name, "group": str(group), "labels": "right", "images": 10, "accuracy": 0.1 * group, name: value}
+        for name, better in MEASURES.items()
+        for group, value in zip((1, 2, 3), (0.1, 0.5, 0.9) if better else (0.9, 0.5, 0.1), strict=True)
     ]
-    rows.append({**rows[0], "group": "1-4", "accuracy": 0.99})
-    graded = Graded(leak, measures, (255 * leak.images).to(torch.uint8))
-    widget = explore_quality(GroupComparison(pd.DataFrame(rows), pd.DataFrame(), graded))
+    rows.append({**rows[0], "labels": "wrong", "accuracy": 0.99})
+    ladder = pd.DataFrame({"images": [10, 100], "accuracy": [0.1, 0.2]})
+    graded = {0: Graded(images, measures, images)}
+    widget = explore_quality(QualityComparison(pd.DataFrame(rows), pd.DataFrame(), ladder, graded))
     seen, lines = pictures(widget, [(1, 0), (1, 100), (0, "feature")])
-    assert "Group 1 of 4 by PSNR: 10 reconstructions train to <b>10.0 %</b>, as <b>7 clean images</b>" in lines[1]
-    assert "Group 4 of 4 by PSNR: 10 reconstructions train to <b>40.0 %</b>, as <b>28 clean images</b>" in lines[2]
-    assert "by feature distance" in lines[3]
+    assert "PSNR 0.1 on average: 10 reconstructions train to <b>10.0 %</b>, as <b>10 clean images</b>" in lines[1]
+    assert "PSNR 0.9 on average: 10 reconstructions train to <b>30.0 %</b>, as <b>more than 100 clean" in lines[2]
+    assert "has feature distance 0.1 on average" in lines[3]
     assert len(set(seen)) == 4
 
 

@@ -33,7 +33,7 @@ def lines(
     panels: str = "dataset",
     rows: str = "",
     law: str = "",
-    across: Mapping[str, float] | None = None,
+    across: Mapping[str, float | Mapping[object, float]] | None = None,
     labels: Mapping[object, str] | None = None,
     log: int = 0,
     dots: bool = False,
@@ -61,7 +61,8 @@ def lines(
     law
         Column of a closed form, drawn dashed in grey.
     across
-        By text: levels drawn as grey lines across all panels, such as a number of the paper.
+        By text: levels drawn as grey lines across all panels, such as a number of the paper; or a level for each value
+        of `panels`, as a mapping or a series.
     labels
         Texts for values of `by` and of the panels, where they are not those of `leaklearn.report.names`.
     log
@@ -96,7 +97,10 @@ def lines(
             for _, line in known.groupby(level=list(range(len(by)))) if by else [((), known)]:
                 ax.plot(line.index.get_level_values(-1), line, label="closed form", **CLOSED_FORM)
         for text, level in (across or {}).items():
-            ax.axhline(level, label=text, **CLOSED_FORM)
+            here = part[panels].iloc[0] if panels and len(part) else None
+            height = level.get(here) if hasattr(level, "get") else level
+            if height is not None:
+                ax.axhline(height, label=text, **CLOSED_FORM)
         _axes(ax, column, sorted(table[x].dropna().unique()), log, xlabel or measure(x).label, ylabel, ylim)
     legend_below(fig)
     return fig
@@ -105,7 +109,7 @@ def lines(
 def points(
     table: pd.DataFrame,
     x: str,
-    y: str,
+    y: str | Sequence[str],
     by: str = "",
     *,
     panels: str = "dataset",
@@ -115,6 +119,7 @@ def points(
     labels: Mapping[object, str] | None = None,
     ticks: Mapping[object, str] | None = None,
     horizontal: bool = False,
+    wrap: int = 0,
     dots: bool = True,
     xlabel: str = "",
     ylabel: str = "",
@@ -136,16 +141,20 @@ def points(
         Texts for the categories, where they are not those of `leaklearn.report.names`.
     horizontal
         Categories from top to bottom, the measure to the right.
+    wrap
+        Panels in a row; 0: all.
     """
-    fig, grid = _grid(table, panels, rows, [y], title, size, labels)
-    cases = list(table[by].dropna().unique()) if by else [None]
+    fig, grid = _grid(table, panels, rows, [y] if isinstance(y, str) else list(y), title, size, labels, wrap)
+    known = list(table[by].dropna().unique()) if by else [None]
     categories = list(order) or list(table[x].dropna().unique())
-    width = 0.7 / len(cases)
     for ax, part, column in grid:
         there = [category for category in categories if (part[x] == category).any()]
+        part = part.dropna(subset=[column])
+        cases = [case for case in known if case is None or (part[by] == case).any()]
+        width = 0.7 / max(1, len(cases))
         for number, case in enumerate(cases):
-            mine = (part if case is None else part[part[by] == case]).dropna(subset=[column])
-            look = name("" if case is None else case, number)
+            mine = part if case is None else part[part[by] == case]
+            look = name("" if case is None else case, known.index(case))
             text = (labels or {}).get(case, look.label)
             shift = (number - (len(cases) - 1) / 2) * width
             beside = 0.3 * width if dots else 0.0
@@ -186,25 +195,26 @@ def legend_below(fig: Figure) -> None:
 
 def _grid(
     table: pd.DataFrame, panels: str, rows: str, measures: Sequence[str], title: str, size: tuple[float, float],
-    labels: Mapping[object, str] | None,
+    labels: Mapping[object, str] | None, wrap: int = 0,
 ) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:  # fmt: skip
     """A figure, and for each of its panels the rows of the table and the measure that belong there."""
-    across = [None] if len(measures) > 1 or not panels else list(table[panels].unique())
-    down = list(table[rows].unique()) if rows else [None]
-    columns = len(across) * len(measures)
-    fig, grid = plt.subplots(
-        len(down), columns, figsize=(size[0] * columns + 0.4, size[1] * len(down) + 0.7), squeeze=False
-    )
+    across = [None] if len(measures) > 1 or not panels or table.empty else list(table[panels].unique())
+    down = list(table[rows].unique()) if rows and len(table) else [None]
+    cells = [(low, value, column) for low in down for value in across for column in measures]
+    columns = min(wrap or len(cells), len(cells) // len(down))
+    lines_of_panels = -(-len(cells) // columns)
+    inches = (size[0] * columns + 0.4, size[1] * lines_of_panels + 0.7)
+    fig, grid = plt.subplots(lines_of_panels, columns, figsize=inches, squeeze=False)
     found = []
-    for line, low in zip(grid, down, strict=True):
+    for ax, (low, value, column) in zip(grid.flat, cells, strict=False):
         part = table if low is None else table[table[rows] == low]
-        cells = [(value, column) for value in across for column in measures]
-        for ax, (value, column) in zip(line, cells, strict=True):
-            mine = part if value is None else part[part[panels] == value]
-            heads = [measure(column).label] if len(measures) > 1 else []
-            heads += [(labels or {}).get(each, label(each)) for each in (low, value) if each is not None]
-            ax.set_title(title.format(", ".join(heads)))
-            found.append((ax, mine, column))
+        mine = part if value is None else part[part[panels] == value]
+        heads = [measure(column).label] if len(measures) > 1 else []
+        heads += [(labels or {}).get(each, label(each)) for each in (low, value) if each is not None]
+        ax.set_title(title.format(", ".join(heads)))
+        found.append((ax, mine, column))
+    for ax in grid.flat[len(cells) :]:
+        ax.remove()
     return fig, found
 
 
