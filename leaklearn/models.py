@@ -195,6 +195,12 @@ ARCHITECTURES = {
     "resnet18": Architecture(_resnet18, 64, "batch", "relu", "He et al., Deep Residual Learning, CVPR 2016"),
     "mlp": Architecture(_mlp, 512, "none", "relu", "Dimitrov et al., SPEAR, NeurIPS 2024"),
 }
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "convnet-relu": ("convnet", {"norm": "none", "activation": "relu", "width": 16}),
+    "convnet-gelu": ("convnet", {"norm": "none", "activation": "gelu", "width": 16}),
+}
+"""Networks that have a name of their own: an architecture, and what is not as usual in it."""
+
 NETWORKS = tuple(ARCHITECTURES)
 
 
@@ -214,7 +220,8 @@ def build(
     name
         ``"lenet"``: the sigmoid LeNet of the gradient-inversion papers (weights and biases uniform in [-0.5, 0.5]);
         ``"convnet"``: a small ConvNet, the default learner on two cores; ``"resnet18"``: ResNet-18 for small images;
-        ``"mlp"``: two fully connected hidden layers.
+        ``"mlp"``: two fully connected hidden layers; ``"convnet-relu"`` and ``"convnet-gelu"``: ConvNets of width 16
+        without norm layers, a kinked and a smooth one (`VARIANTS`).
     data
         A `Dataset`, an `ImageSet` or a `DataInfo`: gives shape (C, H, W), classes, mean and std.
     norm
@@ -239,7 +246,8 @@ def build(
     ValueError
         For an unknown name, norm or activation, a width below 1, or images that are not (C, H, W) of at least 8x8.
     """
-    usual = ARCHITECTURES[_one_of(name, NETWORKS, "network")]
+    name, own = VARIANTS.get(_one_of(name, (*NETWORKS, *VARIANTS), "network"), (name, {}))
+    usual = ARCHITECTURES[name]._replace(**own)
     norm = usual.norm if norm is None else _one_of(norm, NORMS, "norm layer")
     activation = usual.activation if activation is None else _one_of(activation, tuple(ACTIVATIONS), "activation")
     width = usual.width if width is None else width

@@ -19,11 +19,19 @@ import torch
 from torch import Tensor
 
 from leaklearn.evaluation.assignment import assign, match_within, pairwise_mse
-from leaklearn.evaluation.similarity import CEILING_DB, measure_pairs, pick
+from leaklearn.evaluation.similarity import CEILING_DB, measure_pairs, pick, psnr
 from leaklearn.evaluation.truth import Truth
+from leaklearn.learning.train import as_float
 
 if TYPE_CHECKING:
+    from leaklearn.data.images import ImageSet
     from leaklearn.leaks import Leak
+
+READABLE_DB = 20.0
+"""PSNR from which an image counts as leaked, as throughout the project."""
+
+ABOVE_BLANK_DB = 3.0
+"""How far a readable image is above the better blank: half of its squared error. Ours, not the paper's."""
 
 BLOCK = 1024
 """Reconstructions, and attacked images, compared at once; bounds the memory to twice as many images in float64."""
@@ -109,7 +117,7 @@ class LeakScore:
     __repr__ = __str__
 
 
-def score(leak: Leak, truth: Truth, threshold_db: float = 20.0, *, with_ssim: bool = True) -> LeakScore:
+def score(leak: Leak, truth: Truth, threshold_db: float = READABLE_DB, *, with_ssim: bool = True) -> LeakScore:
     """Compare a leak with the images that were attacked, where only good reconstructions count.
 
     Reconstructions are assigned one-to-one to the images of their own client (those of client -1, where only a sum was
@@ -219,6 +227,39 @@ def quality(leak: Leak, truth: Truth, *, with_ssim: bool = True) -> pd.DataFrame
     table["label_right"] = False
     table.loc[have, "label_right"] = given[found[have]] == labels[have]
     return table
+
+
+def with_blanks(pairs: pd.DataFrame, truth: Truth, public: ImageSet) -> pd.DataFrame:
+    """`quality`, and beside each reconstruction what two pictures reach that show nothing of the image (blanks).
+
+    Parameters
+    ----------
+    pairs
+        Of `quality`.
+    truth
+        The attacked images.
+    public
+        Other images of the same kind, such as an attacker has.
+
+    Returns
+    -------
+    DataFrame
+        `pairs` with the columns ``psnr_of_mean_colour``: PSNR in dB of one plain colour, the image's own mean, the best
+        of all plain pictures, which knows that one number of each channel; ``psnr_of_mean_image``: of the mean of the
+        public images, which knows nothing of this image; ``readable`` (bool): `READABLE_DB` or more, and
+        `ABOVE_BLANK_DB` or more above the better blank: what only looks like any image of its kind does not count.
+    """
+    images = as_float(truth.images.flatten(0, 1)).cpu()
+    plain = images.mean((2, 3), keepdim=True).expand_as(images)
+    mean = sum(as_float(part).sum(0) for part in public.images.split(BLOCK)).cpu() / len(public)
+    colour, usual = (psnr(blank.contiguous(), images).double().numpy() for blank in (plain, mean.expand_as(images)))
+    least = np.maximum(READABLE_DB, np.maximum(colour, usual) + ABOVE_BLANK_DB)
+    return pairs.assign(psnr_of_mean_colour=colour, psnr_of_mean_image=usual, readable=pairs["psnr"] >= least)
+
+
+def label_accuracy(counts: Tensor, truth: Tensor) -> Tensor:
+    """Share of each label multiset that is right, 0..1: (K, C) restored and true counts -> (K,)."""
+    return torch.minimum(counts, truth).sum(1) / truth.sum(1)
 
 
 def _clients_of(leak: Leak, known: set[int]) -> np.ndarray:

@@ -19,8 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from leaklearn.attacks.inversion import GradientInversion, Inversion
+from leaklearn.attacks.inversion.stored import invert_once
 from leaklearn.data.images import Dataset, ImageSet
-from leaklearn.evaluation import LeakScore, Truth, quality, score
+from leaklearn.evaluation import LeakScore, Truth, label_accuracy, quality, score
+from leaklearn.evaluation.leakage import READABLE_DB
 from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak
@@ -28,9 +30,6 @@ from leaklearn.learning import Recipe, train
 from leaklearn.models import Network, build
 
 Case = TypeVar("Case")
-
-READABLE_DB = 20.0
-"""PSNR from which an image counts as leaked, as throughout the project."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +71,23 @@ class Exchange:
     def quality(self) -> pd.DataFrame:
         """Every attacked image and the reconstruction that it is assigned: `leaklearn.evaluation.quality`."""
         return quality(self.leak, self.truth)
+
+    def beside_truth(self, images: Tensor | None = None) -> Tensor:
+        """(K, N, C, H, W) reconstructions, each in the place of the true image that `quality` assigns it to.
+
+        `images`, (K, N, C, H, W), takes their place, such as a gradient inversion's snapshot. For attacks that make as
+        many reconstructions as there are images.
+        """
+        shown = self.leak.images if images is None else images.flatten(0, 1)
+        found = torch.from_numpy(self.quality["reconstruction"].to_numpy().copy())
+        return shown[found].view(self.truth.images.shape)
+
+    @property
+    def label_accuracy(self) -> float:
+        """Share of the clients' label multisets that the leak has right, 0..1."""
+        mine, true = self.leak.labels.view(self.truth.labels.shape), self.truth.labels.cpu()
+        classes = 1 + int(max(mine.max(), true.max()))
+        return label_accuracy(class_counts(mine, classes), class_counts(true, classes)).mean().item()
 
     @property
     def labelled(self) -> Leak:
@@ -197,7 +213,7 @@ class Bench:
             options["labels"] = truth.labels.to(payload.device)
         inversion = None
         if isinstance(attack, GradientInversion):
-            inversion = attack.invert(payload, updates, seed=seed, **options)
+            inversion = invert_once(attack, payload, updates, seed=seed, **options)
             leak = inversion.leak
         else:
             leak = attack.reconstruct(payload, updates, seed=seed, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -90,6 +90,7 @@ class GradientInversion:
         shape: Sequence[int] | None = None,
         snapshots: Sequence[int] = (),
         progress: bool = False,
+        tick: Callable[[Tensor], None] | None = None,
     ) -> Inversion:
         """Reconstruct the images behind updates.
 
@@ -119,6 +120,8 @@ class GradientInversion:
             Iterations at which the images are kept, 0 to `settings.iterations`.
         progress
             Show a progress bar.
+        tick
+            Called after every iteration with the clients' objectives.
 
         Raises
         ------
@@ -146,6 +149,11 @@ class GradientInversion:
                 mine = None if labels is None else labels[rows].to(device)
                 problem = Problem(gradients, target, mine, shape, settings)
 
+                def after(objective: Tensor) -> None:
+                    bar.update()
+                    if tick is not None:
+                        tick(objective)
+
                 def restart(attempt: int, rows: Tensor = rows) -> Tensor:
                     again = self._starts(len(updates), shape, scores, seed + 7919 * attempt, None)
                     return again[rows].flatten(0, 1).to(device, payload.dtype)
@@ -157,7 +165,7 @@ class GradientInversion:
                     generator=torch.Generator().manual_seed(seed * 1_000_003 + int(rows[0])),
                     record=record,
                     snapshots=snapshots,
-                    tick=lambda objective: bar.update(),
+                    tick=after,
                 )
                 parts.append(finish(problem, outcome))
         bar.close()
