@@ -22,6 +22,7 @@ DODGE = 1.015
 """On a logarithmic axis lines stand a little beside each other, so that equal ones are all seen."""
 DASHES = ["-", "--", ":", "-."]
 CLOSED_FORM = {"color": PAPER_COLOUR, "linestyle": (0, (5, 3)), "linewidth": 1.4, "zorder": 1}
+LEVELS = [(0, (5, 3)), (0, (1, 2)), (0, (7, 2, 1, 2))]
 
 
 def lines(
@@ -96,11 +97,7 @@ def lines(
             known = part.dropna(subset=[law]).groupby([*by, x], sort=True)[law].mean()
             for _, line in known.groupby(level=list(range(len(by)))) if by else [((), known)]:
                 ax.plot(line.index.get_level_values(-1), line, label="closed form", **CLOSED_FORM)
-        for text, level in (across or {}).items():
-            here = part[panels].iloc[0] if panels and len(part) else None
-            height = level.get(here) if hasattr(level, "get") else level
-            if height is not None:
-                ax.axhline(height, label=text, **CLOSED_FORM)
+        _levels(ax, across, part[panels].iloc[0] if panels and len(part) else None)
         _axes(ax, column, sorted(table[x].dropna().unique()), log, xlabel or measure(x).label, ylabel, ylim)
     legend_below(fig)
     return fig
@@ -116,6 +113,7 @@ def points(
     rows: str = "",
     order: Sequence[object] = (),
     law: str = "",
+    across: Mapping[str, float | Mapping[object, float]] | None = None,
     labels: Mapping[object, str] | None = None,
     ticks: Mapping[object, str] | None = None,
     horizontal: bool = False,
@@ -161,6 +159,7 @@ def points(
             _marks(ax, mine, x, column, there, shift, beside, look, text if by else "", horizontal)
             if law and law in mine:
                 _law(ax, mine, x, law, there, shift, width, horizontal)
+        _levels(ax, across, part[panels].iloc[0] if panels and len(part) else None, horizontal)
         texts = [(ticks or {}).get(category, label(category)) for category in there]
         places = range(len(there))
         if horizontal:
@@ -301,6 +300,15 @@ def _with_unit(text: str, column: str) -> str:
 
 def _dataset(group: pd.DataFrame) -> object:
     return group["dataset"].iloc[0] if "dataset" in group else None
+
+
+def _levels(ax: Axes, across: Mapping | None, panel: object, horizontal: bool = False) -> None:
+    """Levels across a panel, each with its text; several of them are told apart by their dashes."""
+    for number, (text, level) in enumerate((across or {}).items()):
+        height = level.get(panel) if hasattr(level, "get") else level
+        if height is not None:
+            draw, dash = ax.axvline if horizontal else ax.axhline, LEVELS[number % len(LEVELS)]
+            draw(height, label=text, **{**CLOSED_FORM, "linestyle": dash})
 
 
 def log_axis(ax: Axes, values: Sequence[float], form: str = ",g", base: int = 2) -> None:
