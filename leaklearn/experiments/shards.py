@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -127,11 +128,10 @@ def invert_clients(
     ]
     found, redone = {}, []
     for shard in shards:
-        entry = shard.entry()
-        if (state := entry.load()) is not None:
+        if (state := shard.entry.load()) is not None:
             found[shard.number] = Leak(**state.part("leak"), meta=state.values["meta"]), state.values["seconds"]
-        elif entry.damage:
-            redone.append(f"shard {shard.number}: {entry.damage}")
+        elif shard.entry.damage:
+            redone.append(f"shard {shard.number}: {shard.entry.damage}")
     tables = {number: shards[number].score(*result) for number, result in found.items()}
     resumed, todo = len(found), [shard for shard in shards if shard.number not in found]
     log.info("%d of %d shards are there, %d of the others are damaged", resumed, len(shards), len(redone))
@@ -198,6 +198,7 @@ class _Shard:
             return self.truth().labels.to(self.payload.device)
         return restore_labels(self.payload, updates, self.labels).labels()
 
+    @cached_property
     def entry(self) -> store.Entry:
         """Where its result is kept."""
         payload = self.payload
@@ -229,7 +230,7 @@ class _Shard:
         leak = self.attack.reconstruct(self.payload, updates, self.labels_of(updates), seed=self.attack_seed)
         seconds = now(self.payload) - begin
         leak = replace(leak, meta=plain(leak.meta))  # as it comes back
-        self.entry().save({"meta": leak.meta, "seconds": seconds}, leak=store.tensors_of(leak))
+        self.entry.save({"meta": leak.meta, "seconds": seconds}, leak=store.tensors_of(leak))
         return leak, seconds
 
     def score(self, leak: Leak, seconds: float) -> pd.DataFrame:
