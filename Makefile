@@ -24,7 +24,7 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-saniti
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser lab bench refresh strip readme clean moved
+.PHONY: help reproduce test test-browser test-parameters lab bench refresh strip readme clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
@@ -37,11 +37,14 @@ reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and writ
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
 	@if { $(CHROMIUM); } >/dev/null; then $(PLAYWRIGHT); fi
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest $(NBVAL) tests notebooks
+	@$(BIN)/python -m pytest $(NBVAL) notebooks tests
 
 test-browser: $(STAMP)  ## every explorer in JupyterLab, in headless Chromium (screenshots: outputs/browser)
 	@$(PLAYWRIGHT)
 	@LEAKLEARN_BROWSER=all $(BIN)/python -m pytest tests/test_browser.py
+
+test-parameters: $(STAMP)  ## each notebook with each parameter changed once, the slow ones too
+	@$(BIN)/python -m pytest -m "slow_parameter or not slow_parameter" tests/test_parameters.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir notebooks
@@ -63,11 +66,6 @@ strip: $(STAMP)  ## strip the notebooks of all outputs but those of cells tagged
 readme: $(STAMP)  ## renew the README's table and pictures from the results of the laptop preset
 	@$(BIN)/python -m leaklearn readme
 	@cp outputs/laptop/00_overview/fig_pairs.png docs/pairs.png
-	@cp outputs/laptop/01_gradient_inversion/fig_reconstructions.png docs/reconstructions.png
-	@cp outputs/laptop/02_linear_layer_leakage/fig_leak_rate.png docs/leak_rate.png
-	@cp outputs/laptop/03_training_on_leaked_data/fig_accuracy.png docs/accuracy.png
-	@cp outputs/laptop/05_semi_supervised/fig_accuracy.png docs/labels.png
-	@cp outputs/laptop/08_quality_trends/fig_inversion.png docs/trends.png
 	@cp outputs/laptop/11_defences/fig_stops.png docs/defences.png
 
 clean:  ## remove caches and results (not outputs/paper, not .venv)
