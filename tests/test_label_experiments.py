@@ -1,25 +1,32 @@
-"""The table of label matching, training on matched labels, pairs of images, and their charts."""
+"""The table of label matching, training on matched labels, examples for the explorer, and pairs of images."""
 
-import io
 from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
 from tiny import image_set
 
-from leaklearn.attacks import Loki
+from leaklearn.attacks import Loki, RobbingTheFed
 from leaklearn.data.images import Dataset, pair_images
 from leaklearn.data.views import Views
-from leaklearn.experiments import label_matching, label_training
-from leaklearn.experiments.label_matching import MatchingCase, matching_cases, measure_matching
-from leaklearn.experiments.label_training import TRAINED, train_on_matched
-from leaklearn.experiments.setting import Setting
+from leaklearn.experiments import label_matching
+from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.label_matching import (
+    KEYS,
+    MatchingCase,
+    match_examples,
+    matching_cases,
+    measure_matching,
+    train_on_matched,
+)
+from leaklearn.experiments.rounds import Round
+from leaklearn.federated import FedAvg, FedSGD
 from leaklearn.learning import Recipe
 from leaklearn.learning.recipe import SemiRecipe
-from leaklearn.report.label_matching import settings_chart, training_chart
+from leaklearn.report.tables import check_keys
 
-BASE = Setting("robbing_the_fed", clients=2, images_per_client=16)
+ROUND = Round(RobbingTheFed(4.0, 16), FedSGD(16), clients=2)
+BASE = MatchingCase(ROUND, width=8)
 FIRST = ["dataset", "seed", "method", "attack", "protocol", "batch_size", "fc_factor", "leak_rate", "label_accuracy"]
 
 
@@ -29,11 +36,16 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def table(data):
+def bench(data):
+    return Bench(data, width=4, recipe=Recipe(steps=4, batch_size=16, pad=0), progress=False)
+
+
+@pytest.fixture(scope="module")
+def table(bench):
     cases = matching_cases(
         BASE, batch_sizes=[8], fc_factors=[2.0], norms=["none"], epochs=[1], local_steps=[2], lrs=[0.01], crowds=[3]
     )
-    return measure_matching(data, cases, [0, 1], width=8, progress=False)
+    return measure_matching(replace(bench, seeds=(0, 1)), cases)
 
 
 def test_cases_differ_from_the_base_in_one_thing():
@@ -45,15 +57,20 @@ def test_cases_differ_from_the_base_in_one_thing():
         ("local steps, lr 0.1", "2, features x 0.25"), ("local steps, lr 0.1", "4"),
         ("local steps, lr 0.1", "4, features x 0.25"), ("sum over clients", "3"), ("sum over clients", "3, no norm"),
     ]  # fmt: skip
-    assert cases[1] == MatchingCase("batch size", "8", replace(BASE, images_per_client=8))
-    assert cases[5] == MatchingCase("without", "skip", BASE, skip=False)
-    local = replace(BASE, attack="loki", protocol="fedavg", local_steps=2, lr=0.1)
-    assert cases[7] == MatchingCase("local steps, lr 0.1", "2", local)
+    assert cases[1] == replace(BASE, varied="batch size", value="8", round=Round(RobbingTheFed(4.0, 8), FedSGD(8), 2))
+    assert cases[5] == replace(BASE, varied="without", value="skip", skip=False)
+    local = Round(Loki(4.0, 16), FedAvg(8, 2, 0.1), 2)
+    assert cases[7] == replace(BASE, varied="local steps, lr 0.1", value="2", round=local)
     assert cases[8] == replace(cases[7], value="2, features x 0.25", feature_scale=0.25)
-    assert cases[8].attack() == Loki(4.0, 16, conv_scale=40_000.0)
-    assert cases[7].attack() == Loki(4.0, 16)
-    assert cases[12].setting.secure
+    assert cases[12].round.secure
     assert cases[12].norm == "none"
+    assert str(cases[12]) == "sum over clients: 3, no norm"
+
+
+def test_scaled_features_need_a_larger_scale_of_the_convolution(bench):
+    local = replace(BASE, round=Round(Loki(4.0, 16), FedAvg(8, 2, 0.1), 2))
+    assert local.run(bench, 0).attack == Loki(4.0, 16)
+    assert replace(local, feature_scale=0.25).run(bench, 0).attack == Loki(4.0, 16, conv_scale=40_000.0)
 
 
 def test_rows(table):
@@ -63,16 +80,17 @@ def test_rows(table):
     assert rows["base", ""] == ["regression", "bin_scan", "combined", "combined+counts"]
     assert rows["sum over clients", "3"] == ["regression", "bin_scan", "combined"]  # a sum has no counts to restore
     assert table["accuracy"].isna().all()
-    for column in ("leak_rate", "label_accuracy", "confidence", "kept"):
+    for column in ("leak_rate", "label_accuracy", "confidence", "sure_rate"):
         assert table[column].between(0, 1).all()
     base = table[(table["varied"] == "base") & (table["method"] == "combined")]
     assert (base["label_accuracy"] >= 0.95).all()
     assert (table["images"] == (table["leak_rate"] * table["clients"] * table["batch_size"]).round()).all()
-    kept = table.dropna(subset=["label_accuracy_kept"])
-    assert (kept["label_accuracy_kept"] * kept["kept"] <= kept["label_accuracy"] + 1e-6).all()
+    sure = table.dropna(subset=["sure_label_accuracy"])
+    assert (sure["sure_label_accuracy"] * sure["sure_rate"] <= sure["label_accuracy"] + 1e-6).all()
+    check_keys(table, KEYS)
 
 
-def test_the_matcher_is_never_told_a_label(data, monkeypatch):
+def test_the_matcher_is_never_told_a_label(bench, monkeypatch):
     """Other labels give another update; the same update gives the same labels, whatever the truth is said to be."""
     seen, real = [], label_matching.match_by_each
 
@@ -82,19 +100,25 @@ def test_the_matcher_is_never_told_a_label(data, monkeypatch):
         return real(payload, updates, leak, methods, **options)
 
     monkeypatch.setattr(label_matching, "match_by_each", spy)
-    measure_matching(data, matching_cases(BASE, bare=False), [0], width=4, progress=False)
+    measure_matching(bench, matching_cases(BASE, bare=False))
     assert seen == [{"counts": "restore"}]
 
 
-def test_refused_before_any_work(data, monkeypatch):
-    monkeypatch.setattr(label_matching, "leak_with_updates", None)
+def test_refused_before_any_work(bench, monkeypatch):
+    monkeypatch.setattr(MatchingCase, "run", None)
     with pytest.raises(ValueError, match=r"unknown methods \['guess'\]"):
-        measure_matching(data, [], [0], methods=["guess"])
-    crowd = MatchingCase("base", "", replace(BASE, clients=99))
+        measure_matching(bench, [], methods=["guess"])
+    crowd = replace(BASE, round=replace(ROUND, clients=99))
     with pytest.raises(ValueError, match="take fewer clients"):
-        measure_matching(data, [crowd], [0])
+        measure_matching(bench, [crowd])
     with pytest.raises(ValueError, match="take fewer clients"):
-        train_on_matched(data, [crowd], [0], recipe=Recipe(steps=1), comatch=None)
+        train_on_matched(bench, [crowd], comatch=None)
+    with pytest.raises(ValueError, match="9 labels of each of 4 classes are more than the 32 attacked"):
+        train_on_matched(bench, [BASE], comatch=SemiRecipe(), labels_per_class=9)
+    with pytest.raises(ValueError, match="needs the skip"):
+        replace(BASE, skip=False, feature_scale=0.5)
+    with pytest.raises(ValueError, match="16 images cannot be cut into 3"):
+        matching_cases(BASE, local_steps=[3], lrs=[0.1])
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
@@ -103,20 +127,20 @@ def test_features_are_scaled_by_something(scale):
         matching_cases(BASE, local_steps=[2], lrs=[0.1], feature_scales=[scale])
 
 
-def test_training_sees_true_matched_and_sure_labels(data, monkeypatch):
-    seen, real = [], label_training.train
+def test_training_sees_true_matched_and_sure_labels(bench, monkeypatch):
+    seen, real = [], Bench.worth
 
-    def spy(network, images, **options):
+    def spy(self, images, seed, **options):
         seen.append(images)
-        return real(network, images, **options)
+        return real(self, images, seed, **options)
 
-    monkeypatch.setattr(label_training, "train", spy)
-    crowd = replace(BASE, attack="loki", clients=10)
-    cases = [MatchingCase("LOKI", "bare", crowd, skip=False, buffers=False), MatchingCase("LOKI", "full", crowd)]
+    monkeypatch.setattr(Bench, "worth", spy)
+    full = MatchingCase(Round(Loki(4.0, 16), FedSGD(16), 10), "LOKI", "full", width=8)
     short = SemiRecipe(steps=2, batch_size=4, ratio=2, views=Views(pad=1, flip=False, cutout=2))
-    options = {"recipe": Recipe(steps=4, batch_size=16, pad=0), "comatch": short, "width": 4, "attacked_width": 8}
-    table = train_on_matched(data, cases, [0], labels_per_class=2, progress=False, **options)
-    assert table["method"].tolist() == [*TRAINED, *TRAINED[:3]]
+    cases = [replace(full, value="bare", skip=False, buffers=False), full]
+    table = train_on_matched(bench, cases, comatch=short, labels_per_class=2)
+    three = ["true_labels", "matched", "matched_confident"]
+    assert table["method"].tolist() == [*three, "comatch", *three]
     assert table["accuracy"].between(0, 1).all()
     true, matched, sure = seen[:3]
     rows = table.set_index(["value", "method"])
@@ -147,19 +171,11 @@ def test_pairs_show_both_images_under_both_labels():
     assert torch.equal(pairs.train.images, pair_images(one, seed=3).train.images)
 
 
-def test_charts(table):
-    settings_chart(pd.concat([table, table.assign(dataset="other")]), 0.9).savefig(io.BytesIO())
-    fig = settings_chart(table, 0.9)
-    assert [label.get_text() for label in fig.axes[0].get_yticklabels()][:3] == [
-        "base",
-        "batch size: 8",
-        "fc factor: 2",
-    ]
-    rows = [
-        {"dataset": "tiny", "seed": s, "varied": "LOKI", "value": v, "method": m, "accuracy": a + 0.01 * s,
-         "label_accuracy": 0.9} for s in range(3) for v in ("x", "y") for m, a in zip(TRAINED, (0.9, 0.8, 0.85, 0.5),
-                                                                                   strict=True)
-    ]  # fmt: skip
-    fig = training_chart(pd.DataFrame(rows), 4)
-    fig.savefig(io.BytesIO())
-    assert "90.0 %\nright" in [text.get_text() for text in fig.axes[0].texts]
+def test_examples_have_a_label_for_each_image_that_leaked(bench):
+    cases = [BASE, replace(BASE, varied="without", value="skip", skip=False)]
+    examples = match_examples(bench, cases)
+    assert list(examples) == ["base", "without: skip"]
+    for by_method, truth in examples.values():
+        assert (truth >= 0).all()
+        assert {len(leak) for leak in by_method.values()} == {len(truth)}
+        assert all(leak.label_confidence.ge(0).all() for leak in by_method.values())

@@ -8,13 +8,11 @@ import torch
 from leaklearn.data import load
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.data.views import Views
-from leaklearn.experiments.label_examples import MatchedExample, match_examples
-from leaklearn.experiments.label_matching import MatchingCase
 from leaklearn.experiments.reconstruction_quality import MEASURES, Graded, QualityComparison
+from leaklearn.experiments.rounds import Round
 from leaklearn.experiments.semi_supervised import SemiComparison
-from leaklearn.experiments.setting import Setting
 from leaklearn.leaks import Leak
-from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, linear, parts
+from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, parts
 
 PNG = b"\x89PNG"
 
@@ -43,13 +41,13 @@ def pictures(widget, moves):
 
 
 def test_layer_says_what_the_attack_scores_and_computes_it_once(data, monkeypatch):
-    scored, real = [], linear.attack_round
+    scored, real = [], Round.run
 
     def counted(*arguments, **options):
         scored.append(real(*arguments, **options))
         return scored[-1]
 
-    monkeypatch.setattr(linear, "attack_round", counted)
+    monkeypatch.setattr(Round, "run", counted)
     widget = explore_layer(data, fc_factors=[0.5, 4.0], images_per_client=[8, 16])
     seen, lines = pictures(widget, [(0, 0.5), (1, 8), (2, 3), (2, 0), (1, 16), (0, 4.0)])
     assert len(scored) == 4  # the last three had been asked for before
@@ -61,14 +59,11 @@ def test_layer_says_what_the_attack_scores_and_computes_it_once(data, monkeypatc
 
 def test_matching_counts_the_labels_that_it_keeps():
     labels, truth = torch.tensor([3, 1, 4, 1]), torch.tensor([3, 1, 4, 2])
-    example = MatchedExample(
-        {
-            "combined": leak_of(4, labels, torch.tensor([0.999, 0.96, 0.6, 0.85])),
-            "bin_scan": leak_of(4, truth, torch.full((4,), 0.7)),
-        },
-        truth,
-    )
-    widget = explore_matching({"base": example})
+    by_method = {
+        "combined": leak_of(4, labels, torch.tensor([0.999, 0.96, 0.6, 0.85])),
+        "bin_scan": leak_of(4, truth, torch.full((4,), 0.7)),
+    }
+    widget = explore_matching({"base": (by_method, truth)})
     # Of one setting only.
     assert [control.description for control in widget.children[:-2]] == ["method", "at least so sure"]
     seen, lines = pictures(widget, [(1, 0.8), (1, 0.99), (0, "bin_scan"), (1, 0.0)])
@@ -80,17 +75,6 @@ def test_matching_counts_the_labels_that_it_keeps():
     assert len(set(seen)) == 5
     with pytest.raises(ValueError, match="no examples"):
         explore_matching({})
-
-
-def test_examples_have_a_label_for_each_image_that_leaked(data):
-    base = Setting("robbing_the_fed", fc_factor=4.0, clients=1, images_per_client=16)
-    cases = [MatchingCase("base", "", base), MatchingCase("without", "skip", base, skip=False)]
-    found = match_examples(data, cases, width=8)
-    assert list(found) == ["base", "without: skip"]
-    example = found["base"]
-    assert set(example.by_method) == {"combined", "regression", "bin_scan"}
-    assert (example.by_method["combined"].labels == example.truth).float().mean() > 0.9
-    assert int(example.truth.min()) >= 0
 
 
 def test_quality_goes_from_the_worst_to_the_best():

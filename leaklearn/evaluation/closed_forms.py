@@ -6,6 +6,9 @@ images that fall into them independently, that is a question about balls and bin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import exp, lgamma
+
 
 def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:
     r"""Share of the images that leak, in one training step or, with several, in a round of FedAvg.
@@ -50,6 +53,59 @@ def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:
         raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
     batch = images // local_steps
     return sum((1 - 1 / bins) ** (batch * step + batch - 1) for step in range(local_steps)) / local_steps
+
+
+def expected_in_bins(
+    counts: Sequence[int], images: int, local_steps: int = 1, *, population: int | None = None
+) -> float:
+    r"""The same for bins as they are: `counts` of the P images of a population fall into each.
+
+    The N images of a client are drawn without repetition. One of them is in bin i with probability c_i / P, and m
+    others, drawn from the P - 1 that are left, all miss it with :math:`\binom{P - c_i}{m} / \binom{P - 1}{m}`, hence
+
+    .. math:: P(\text{leak}) = \frac{1}{T} \sum_{t=0}^{T-1} \sum_i \frac{c_i}{P}
+        \binom{P - c_i}{b t + b - 1} \Big/ \binom{P - 1}{b t + b - 1}
+
+    For large P and c_i / P = 1/n that is `expected_leak_rate`. It is the largest value, since q (1 - q)^m is concave
+    below q = 2 / (m + 1): masses q that differ, and mass outside of all bins, always leak less. So a gap between the
+    two is no chance but the misfit of the bins, and has one sign.
+
+    Parameters
+    ----------
+    counts
+        Of the population's images in each bin.
+    images, local_steps
+        As in `expected_leak_rate`.
+    population
+        P; None: all its images are in a bin.
+
+    Returns
+    -------
+    float
+        0..1.
+
+    Raises
+    ------
+    ValueError
+        If a number is below 1, the images cannot be cut into equal mini-batches, or there are more than the population.
+    """
+    total = sum(counts) if population is None else population
+    _at_least_one(images=images, local_steps=local_steps, population=total)
+    if images % local_steps:
+        raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
+    if images > total or sum(counts) > total:
+        raise ValueError(f"{images} images, {sum(counts)} in bins, of a population of {total}: too many")
+    batch = images // local_steps
+    others = [batch * step + batch - 1 for step in range(local_steps)]
+    return sum(n / total * _all_miss(n, m, total) for n in counts if n for m in others) / local_steps
+
+
+def _all_miss(inside: int, drawn: int, population: int) -> float:
+    """Probability that `drawn` of the other images are none of the other `inside` - 1 of a bin."""
+    if drawn > population - inside:
+        return 0.0
+    ways = (lgamma(n + 1) - lgamma(n - drawn + 1) for n in (population - inside, population - 1))
+    return exp(next(ways) - next(ways))
 
 
 def expected_over_rounds(leak_rate: float, rounds: int) -> float:

@@ -1,12 +1,12 @@
-"""How many labels of leaked images are found, setting by setting. Notebook 09.
+"""How many labels of leaked images are found, setting by setting, and what training on them gives. Notebook 09.
 
 Linear layer leakage gives images without labels. `leaklearn.attacks.match_labels` reads them off the same update. Truth
-is used here to count how many are right.
+is used here to count how many are right, and for the labels that an attacker would write down by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import nan
@@ -14,24 +14,28 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from leaklearn.attacks import Loki
 from leaklearn.attacks.labels import match_by_each
-from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.attacks.linear.blocks import with_skip
-from leaklearn.data.images import Dataset
-from leaklearn.evaluation.leakage import score
-from leaklearn.evaluation.truth import Truth
-from leaklearn.experiments.setting import Setting
-from leaklearn.federated import Payload, Updates, draw_batches, gather, make_clients, respond
+from leaklearn.experiments.bench import Bench, Exchange
+from leaklearn.experiments.rounds import Round, local_protocol
+from leaklearn.experiments.semi_supervised import label_by_hand
+from leaklearn.federated import FedSGD
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, train
+from leaklearn.learning.recipe import SemiRecipe
+from leaklearn.learning.semi_supervised import train_semi_supervised
 from leaklearn.models import build
 
 METHODS = ("regression", "bin_scan", "combined", "combined+counts")
-BASE = "base"
+KEYS = [
+    "dataset", "method", "attack", "protocol", "batch_size", "fc_factor", "varied", "value", "network", "norm", "skip",
+    "buffers", "feature_scale", "epochs", "local_steps", "lr", "clients",
+]  # fmt: skip
+"""Columns of the table `label_matching` that tell what was measured."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,13 @@ class MatchingCase:
 
     Attributes
     ----------
+    round : Round
+        The attacked round.
     varied, value : str
         What is told apart from the base case, and how: for tables and charts.
-    setting : Setting
-        The attacked round.
-    norm : str
-        Norm layers of the network behind: ``"batch"`` (in train mode), ``"group"`` or ``"none"``.
+    network, width, norm : str, int or None, str
+        The network behind the malicious layer, the channels of its first layer (None: its own), and its norm layers:
+        ``"batch"`` (in train mode), ``"group"`` or ``"none"``.
     skip : bool
         Whether the image passes the malicious layers too (`leaklearn.attacks.linear.blocks.LeakyNetwork`).
     buffers : bool
@@ -57,9 +62,11 @@ class MatchingCase:
         Of training the network on the attacker's own images before it is sent; 0: untrained.
     """
 
-    varied: str
-    value: str
-    setting: Setting
+    round: Round
+    varied: str = "base"
+    value: str = ""
+    network: str = "convnet"
+    width: int | None = None
     norm: str = "batch"
     skip: bool = True
     buffers: bool = True
@@ -69,17 +76,30 @@ class MatchingCase:
     def __post_init__(self) -> None:
         if not 0 < self.feature_scale < float("inf"):
             raise ValueError(f"feature_scale is {self.feature_scale}; it is a finite number above 0")
+        if self.feature_scale != 1 and not self.skip:
+            raise ValueError(f"feature_scale {self.feature_scale} needs the skip: features are scaled along with it")
 
-    def attack(self) -> LinearLeakage:
-        """The attacker."""
-        attack = self.setting.make_attack()
-        if isinstance(attack, Loki) and self.feature_scale != 1:
-            return replace(attack, conv_scale=attack.conv_scale / self.feature_scale**0.5)
-        return attack
+    def __str__(self) -> str:
+        return f"{self.varied}: {self.value}" if self.value else self.varied
+
+    def run(self, bench: Bench, seed: int) -> Exchange:
+        """Attack the round; the exchange keeps the whole update, for the labels are in it."""
+        network = build(self.network, bench.data, norm=self.norm, width=self.width, seed=seed)
+        if self.epochs:
+            options = {"test": bench.data.test, "info": bench.data.info, "device": bench.device, "evaluate_every": 0}
+            trained = train(network, bench.data.test, recipe=Recipe(epochs=self.epochs), seed=seed, **options)
+            network = trained.model.cpu().train()
+        attack = self.round.attack
+        if isinstance(attack, Loki):
+            attack = replace(attack, conv_scale=attack.conv_scale / self.feature_scale**0.5)
+        payload = attack.payload(network, bench.data.test)
+        payload = with_skip(payload, self.feature_scale) if self.skip else payload
+        found = replace(self.round, attack=attack).run(bench, seed, payload=payload, everything=True)
+        return found if self.buffers else replace(found, updates=replace(found.updates, buffers={}))
 
 
 def matching_cases(
-    base: Setting,
+    base: MatchingCase,
     *,
     batch_sizes: Sequence[int] = (),
     fc_factors: Sequence[float] = (),
@@ -91,12 +111,10 @@ def matching_cases(
     crowds: Sequence[int] = (),
     bare: bool = True,
 ) -> list[MatchingCase]:
-    """The base case, and cases that differ from it in one thing.
+    """The base case, one step of FedSGD, and cases that differ from it in one thing.
 
     Parameters
     ----------
-    base
-        One step of FedSGD.
     batch_sizes, fc_factors, norms, epochs
         Other values of these.
     local_steps, lrs
@@ -108,78 +126,51 @@ def matching_cases(
     bare
         Also without the skip, without batch norm's buffers, and without both.
     """
-    case = partial(MatchingCase, setting=base)
-    found = [case(BASE, "")]
-    found += [case("batch size", f"{n}", setting=replace(base, images_per_client=n)) for n in batch_sizes]
-    found += [case("fc factor", f"{f:g}", setting=replace(base, fc_factor=f)) for f in fc_factors]
-    found += [case("norm layers", norm, norm=norm) for norm in norms]
+    case, attack, clients = partial(replace, base), base.round.attack, base.round.clients
+
+    def one_step(**changes: Any) -> Round:
+        other = replace(attack, **changes)
+        return Round(other, FedSGD(other.images_per_client), clients)
+
+    found = [base]
+    found += [case(varied="batch size", value=f"{n}", round=one_step(images_per_client=n)) for n in batch_sizes]
+    found += [case(varied="fc factor", value=f"{f:g}", round=one_step(fc_factor=f)) for f in fc_factors]
+    found += [case(varied="norm layers", value=norm, norm=norm) for norm in norms]
     if bare:
-        found += [
-            case("without", "buffers", buffers=False),
-            case("without", "skip", skip=False),
-            case("without", "skip and buffers", skip=False, buffers=False),
-        ]
-    found += [case("epochs trained", f"{n}", epochs=n) for n in epochs]
-    loki = replace(base, attack="loki")
+        without = partial(case, varied="without")
+        found += [without(value="buffers", buffers=False), without(value="skip", skip=False)]
+        found.append(without(value="skip and buffers", skip=False, buffers=False))
+    found += [case(varied="epochs trained", value=f"{n}", epochs=n) for n in epochs]
+    loki = Loki(attack.fc_factor, attack.images_per_client)
     for steps in local_steps:
         for lr in lrs:
-            setting = replace(loki, protocol="fedavg", local_steps=steps, lr=lr)
-            name = f"local steps, lr {lr:g}"
-            found.append(case(name, f"{steps}", setting=setting))
-            scaled = partial(case, name, setting=setting)
-            found += [scaled(value=f"{steps}, features x {c:g}", feature_scale=c) for c in feature_scales]
-    for clients in crowds:
-        setting = replace(loki, clients=clients, secure=True)
-        found += [
-            case("sum over clients", f"{clients}", setting=setting),
-            case("sum over clients", f"{clients}, no norm", setting=setting, norm="none"),
-        ]
+            local = Round(loki, local_protocol(loki.images_per_client, steps, lr), clients)
+            named = partial(case, varied=f"local steps, lr {lr:g}", round=local)
+            found.append(named(value=f"{steps}"))
+            found += [named(value=f"{steps}, features x {c:g}", feature_scale=c) for c in feature_scales]
+    for crowd in crowds:
+        summed = partial(case, varied="sum over clients", round=Round(loki, base.round.protocol, crowd, secure=True))
+        found += [summed(value=f"{crowd}"), summed(value=f"{crowd}, no norm", norm="none")]
     return found
 
 
-def leak_with_updates(
-    data: Dataset, case: MatchingCase, *, model: str, width: int | None, seed: int, device: str = "cpu"
-) -> tuple[Payload, Updates, Leak, Tensor, float]:
-    """Attack one round: payload, updates, leak, true label of each leaked image (-1: none), and the leak rate."""
-    setting = case.setting
-    parts = max(setting.clients, len(data.train) // setting.images_per_client)
-    clients = make_clients(data.train, parts, seed=seed)[: setting.clients]
-    network = build(model, data, norm=case.norm, width=width, seed=seed)
-    if case.epochs:
-        recipe = Recipe(epochs=case.epochs)
-        options = {"test": data.test, "info": data.info, "seed": seed, "device": device, "evaluate_every": 0}
-        network = train(network, data.test, recipe=recipe, **options).model.cpu().train()
-    attack, protocol = case.attack(), setting.make_protocol()
-    payload = attack.payload(network, data.test)
-    payload = (with_skip(payload, case.feature_scale) if case.skip else payload).to(device)
-    updates = respond(clients, payload, protocol, seed, secure=setting.secure)
-    if not case.buffers:
-        updates = replace(updates, buffers={})
-    leak = attack.reconstruct(payload, updates)
-    images, labels = gather(clients, draw_batches(clients, protocol, seed).flat)
-    scored = score(leak, Truth(images, labels, updates.clients), with_ssim=False)
-    return payload, updates, leak, scored.true_labels, scored.leak_rate
+def match(exchange: Exchange, methods: Sequence[str] = METHODS) -> dict[str, Leak]:
+    """The leak with labels by each of the methods that the updates allow: a sum over clients has no counts to restore.
 
-
-def match_each(payload: Payload, updates: Updates, leak: Leak, methods: Sequence[str]) -> dict[str, Leak]:
-    """The leak with labels by each of `METHODS` that the updates allow: a sum over clients has no counts to restore."""
-    if updates.summed:
+    Raises
+    ------
+    ValueError
+        For an unknown method.
+    """
+    _check_methods(methods)
+    if exchange.updates.summed:
         methods = [method for method in methods if not method.endswith("+counts")]
     counts = "restore" if any(method.endswith("+counts") for method in methods) else None
-    return match_by_each(payload, updates, leak, methods, counts=counts)
+    return match_by_each(exchange.payload, exchange.updates, exchange.leak, methods, counts=counts)
 
 
 def measure_matching(
-    data: Dataset,
-    cases: Sequence[MatchingCase],
-    seeds: Sequence[int],
-    *,
-    methods: Sequence[str] = METHODS,
-    model: str = "convnet",
-    width: int | None = None,
-    confident: float = 0.9,
-    device: str = "cpu",
-    progress: bool = True,
+    bench: Bench, cases: Sequence[MatchingCase], *, methods: Sequence[str] = METHODS, confident: float = 0.9
 ) -> pd.DataFrame:
     """Attack every case with every seed, and match labels by every method.
 
@@ -189,61 +180,158 @@ def measure_matching(
         Rows of the table `label_matching`: dataset, seed, method, attack, protocol, batch_size (images of a client),
         fc_factor, leak_rate (0..1), label_accuracy (of the leaked images that show an attacked one, 0..1), accuracy
         (NaN: nothing was trained); then varied, value, network, norm, skip, buffers, feature_scale, epochs, classes,
-        local_steps, lr, clients, images (leaked), confidence (mean, 0..1), kept (share of the labels that are at least
-        `confident` sure), label_accuracy_kept (of these, NaN where there are none) and seconds (of the matching by all
-        methods). A sum over clients has no row with counts: a single client's cannot be restored from it.
+        local_steps, lr, clients, images (leaked), confidence (mean, 0..1), sure_rate (share of the labels that are at
+        least `confident` sure), sure_label_accuracy (of these, NaN where there are none) and seconds (of the matching
+        by all methods). A sum over clients has no row with counts: a client's cannot be restored from it.
 
     Raises
     ------
     ValueError
         For an unknown method, or too few images for a case; before anything is computed.
     """
+    _check_methods(methods)
+    check_cases(bench, cases)
+
+    def measure(case: MatchingCase, seed: int) -> list[dict[str, Any]]:
+        found = case.run(bench, seed)
+        begin = perf_counter()
+        by_method = match(found, methods)
+        seconds = perf_counter() - begin
+        truth = found.score.true_labels
+        return [
+            {**_row(case, found, method), **_labels(leak, truth, confident), "seconds": seconds}
+            for method, leak in by_method.items()
+        ]
+
+    return bench.rows(cases, measure, "label matching")
+
+
+def train_on_matched(
+    bench: Bench,
+    cases: Sequence[MatchingCase],
+    *,
+    comatch: SemiRecipe | None,
+    labels_per_class: int = 4,
+    confident: float = 0.9,
+) -> pd.DataFrame:
+    """Train on a leak with its true labels, with all matched ones, with the confident ones, and by CoMatch with a few.
+
+    Parameters
+    ----------
+    bench
+        Its network is trained, by its recipe; give that `steps`, so that all take as many.
+    cases
+        Rounds that are attacked. CoMatch learns from the first one's images.
+    comatch
+        Recipe of CoMatch; None: without.
+    labels_per_class
+        Images of each class whose true labels CoMatch is given.
+
+    Returns
+    -------
+    DataFrame
+        Columns as of `measure_matching`; method is true_labels, matched, matched_confident or comatch. label_accuracy
+        is that of the labels trained on (those of matched_confident alone in its row; NaN for CoMatch), accuracy that
+        on the test set (0..1), images those with a label, seconds of the matching. CoMatch has no accuracy where fewer
+        than `labels_per_class` images of a class leaked.
+
+    Raises
+    ------
+    ValueError
+        If there are too few images for a case or for CoMatch; before anything is computed.
+    """
+    check_cases(bench, cases, labels_per_class if comatch else 0)
+
+    def measure(case: MatchingCase, seed: int) -> list[dict[str, Any]]:
+        found = case.run(bench, seed)
+        truth, begin = found.score.true_labels, perf_counter()
+        matched = match(found, ["combined"])["combined"]
+        seconds = perf_counter() - begin
+        known = found.leak.with_labels(truth, torch.ones_like(found.leak.confidence)).labelled()
+        sure = matched.label_confidence >= confident
+        sets = {
+            "true_labels": (known, known.labels),
+            "matched": (matched, truth),
+            "matched_confident": (matched[sure], truth[sure]),
+        }
+        rows = []
+        for method, (images, mine) in sets.items():
+            row = {**_row(case, found, method), **_labels(images, mine, confident), "images": len(images)}
+            accuracy = bench.worth(images, seed) if len(images) else nan
+            rows.append({**row, "accuracy": accuracy, "seconds": seconds})
+        if comatch is not None and case is cases[0]:
+            row = {**_row(case, found, "comatch"), **_labels(None, truth, confident)}
+            row |= {"images": labels_per_class * bench.data.num_classes, "seconds": nan}
+            if torch.bincount(known.labels, minlength=bench.data.num_classes).min() >= labels_per_class:
+                row["accuracy"] = _comatch(bench, found.leak, truth, comatch, labels_per_class, seed)
+            rows.append(row)
+        return rows
+
+    return bench.rows(cases, measure, "training on labels")
+
+
+def match_examples(
+    bench: Bench, cases: Sequence[MatchingCase], methods: Sequence[str] = ("combined", "regression", "bin_scan")
+) -> dict[str, tuple[Mapping[str, Leak], Tensor]]:
+    """For the explorer, one round of each case, by its name: the leak with labels by each method, and the true labels.
+
+    Images that show nothing are left out; the first seed of the bench counts.
+    """
+    examples = {}
+    for case in cases:
+        found = case.run(bench, bench.seeds[0])
+        shows = (found.score.true_labels >= 0).nonzero().flatten()
+        matched = {method: leak[shows] for method, leak in match(found, methods).items()}
+        examples[str(case)] = (matched, found.score.true_labels[shows])
+    return examples
+
+
+def check_cases(bench: Bench, cases: Sequence[MatchingCase], labels_per_class: int = 0) -> None:
+    """Raise a ValueError if there are too few images for a case, or in the first for so many labels of each class."""
+    for case in cases:
+        bench.check_images(case.round.clients, case.round.images)
+    attacked = cases[0].round.clients * cases[0].round.images if cases else 0
+    if cases and labels_per_class * bench.data.num_classes > attacked:
+        raise ValueError(
+            f"{labels_per_class} labels of each of {bench.data.num_classes} classes are more than the {attacked} "
+            "attacked images; take fewer labels or more clients"
+        )
+
+
+def _comatch(bench: Bench, leak: Leak, truth: Tensor, recipe: SemiRecipe, labels_per_class: int, seed: int) -> float:
+    """Test accuracy of CoMatch on all leaked images, with the true labels of a few."""
+    chosen = label_by_hand(truth, labels_per_class, bench.data.num_classes, seed).flatten()
+    few = leak[chosen].with_labels(truth[chosen])
+    options = {"test": bench.data.test, "info": bench.data.info, "device": bench.device, "progress": False}
+    options |= {"method": "comatch", "recipe": recipe, "seed": seed}
+    return train_semi_supervised(bench.network(seed), few, leak.images, **options).accuracy
+
+
+def _check_methods(methods: Sequence[str]) -> None:
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ValueError(f"unknown methods {unknown}; choose from {', '.join(METHODS)}")
-    for case in cases:
-        case.setting.check(data.train)
-    rows = []
-    jobs = [(seed, case) for seed in seeds for case in cases]
-    for seed, case in tqdm(jobs, desc=f"label matching on {data.name}", disable=not progress, leave=False):
-        *seen, truth, rate = leak_with_updates(data, case, model=model, width=width, seed=seed, device=device)
-        begin = perf_counter()
-        found = match_each(*seen, methods)
-        seconds = perf_counter() - begin
-        for method, leak in found.items():
-            row = describe(data, case, seed, method, rate, model, leak, truth, confident)
-            rows.append({**row, "seconds": seconds})
-    return pd.DataFrame(rows)
 
 
-def describe(
-    data: Dataset, case: MatchingCase, seed: int, method: str, rate: float, model: str, leak: Leak | None,
-    truth: Tensor, confident: float,
-) -> dict[str, Any]:  # fmt: skip
-    """One row of the table `label_matching`, see `measure_matching`; `leak` has the labels that count, None: none."""
-    setting = case.setting
-    about = {"dataset": data.name, "seed": seed, "method": method, "attack": setting.attack}
-    about["protocol"] = setting.protocol + ("+secagg" if setting.secure else "")
-    about |= {"batch_size": setting.images_per_client, "fc_factor": setting.fc_factor, "leak_rate": rate}
-    more = {"varied": case.varied, "value": case.value, "network": model, "norm": case.norm, "skip": case.skip}
-    more |= {
-        "buffers": case.buffers,
-        "feature_scale": case.feature_scale,
-        "epochs": case.epochs,
-        "classes": data.num_classes,
-    }
-    more |= {"local_steps": setting.local_steps, "lr": setting.lr if setting.protocol == "fedavg" else nan}
-    more |= {"clients": setting.clients, "images": int((truth >= 0).sum())}
-    found = {"label_accuracy": nan, "accuracy": nan}
-    scores = {"confidence": nan, "kept": nan, "label_accuracy_kept": nan}
-    if leak is not None:
-        shows = truth >= 0
-        right, sure = (leak.labels == truth)[shows].float(), leak.label_confidence[shows]
-        keep = sure >= confident
-        found["label_accuracy"] = _mean(right)
-        scores = {"confidence": _mean(sure), "kept": _mean(keep), "label_accuracy_kept": _mean(right[keep])}
-    return about | found | more | scores
+def _row(case: MatchingCase, found: Exchange, method: str) -> dict[str, Any]:
+    """What was measured, of a row of `label_matching`; what labels are worth comes on top."""
+    about = case.round.describe()
+    row = {"method": method, "attack": about["attack"], "protocol": about["protocol"]}
+    row |= {"batch_size": case.round.images, "fc_factor": about["fc_factor"], "leak_rate": found.score.leak_rate}
+    row |= {"label_accuracy": nan, "accuracy": nan, "varied": case.varied, "value": case.value}
+    row |= {name: getattr(case, name) for name in ("network", "norm", "skip", "buffers", "feature_scale", "epochs")}
+    row |= {"classes": found.payload.model.head.out_features, "local_steps": case.round.local_steps}
+    return row | {"lr": getattr(case.round.protocol, "lr", nan), "clients": case.round.clients}
 
 
-def _mean(values: Tensor) -> float:
-    return float(values.float().mean()) if len(values) else nan
+def _labels(leak: Leak | None, truth: Tensor, confident: float) -> dict[str, float]:
+    """How right the labels of a leak are, of the images that show an attacked one; None: it has no labels."""
+    shows = truth >= 0
+    found = {"images": int(shows.sum())}
+    if leak is None:
+        return found | dict.fromkeys(("confidence", "sure_rate", "sure_label_accuracy"), nan)
+    right, confidence = (leak.labels == truth)[shows].float(), leak.label_confidence[shows]
+    sure = confidence >= confident
+    measured = {"label_accuracy": right, "confidence": confidence}
+    measured |= {"sure_rate": sure, "sure_label_accuracy": right[sure]}
+    return found | {name: float(values.float().mean()) if len(values) else nan for name, values in measured.items()}

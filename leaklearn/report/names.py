@@ -81,6 +81,7 @@ _NAMES: dict[str, Name] = {
     "regression": Name("last-layer regression", _ORANGE, "s"),
     "bin_scan": Name("bin-gradient scan", _SKY, "D"),
     "combined": Name("both combined", _BLUE, "o"),
+    "combined_sure": Name("both combined, sure labels only", _GREEN, "P"),
     "combined+counts": Name("both, within restored counts", _PURPLE, "^"),
     "true_labels": Name("true labels", _BLACK, "D"),
     "matched": Name("matched labels, all", _BLUE, "o"),
@@ -99,6 +100,9 @@ _NAMES: dict[str, Name] = {
     "lll_silent": Name("local steps, counted as if every used bin fell silent", _GREEN, "P"),
     "labels_untrained": Name("labels of whole batches, network untrained", _GREEN, "^"),
     "labels_trained": Name("labels of whole batches, network trained by the federation", _PURPLE, "v"),
+    # blanks beside a quality
+    "mean_colour": Name("blank: the image's own mean colour", _BLACK, "x"),
+    "mean_image": Name("blank: the mean of the attacker's images", _SKY, "+"),
     # measures of quality
     "psnr": Name("PSNR", _BLUE, "o"),
     "ssim": Name("SSIM", _ORANGE, "s"),
@@ -182,6 +186,8 @@ _MEASURES: dict[str, Measure] = {
     "readable": Measure("readable images", "%", _SHARE),
     "psnr": Measure("PSNR", "dB"),
     "psnr_median": Measure("median PSNR", "dB"),
+    "psnr_of_mean_colour": Measure("PSNR of the image's own mean colour", "dB"),
+    "psnr_of_mean_image": Measure("PSNR of the mean of the attacker's images", "dB"),
     "ssim": Measure("SSIM", "", (-1.0, 1.0)),
     "correlation": Measure("rank correlation", "", (-1.0, 1.0)),
     "gain": Measure("gain over the model itself", "points"),
@@ -193,6 +199,7 @@ _MEASURES: dict[str, Measure] = {
     "seconds_per_iteration": Measure("seconds an iteration", "s", _POSITIVE),
     "days_for_50k": Measure("days for 50,000 images", "days", _POSITIVE),
     "images": Measure("images", "", _POSITIVE),
+    "fc_factor": Measure("neurons per image (FC factor)"),
     "epsilon": Measure("ε", "", _POSITIVE),
 }
 
