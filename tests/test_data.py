@@ -9,7 +9,7 @@ import torch
 
 from leaklearn import cli
 from leaklearn.data import catalogue, describe, load, readers
-from leaklearn.data.splits import choose, stratified
+from leaklearn.data.readers import choose, stratified
 
 
 @pytest.fixture(autouse=True)

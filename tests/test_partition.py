@@ -89,23 +89,13 @@ def test_dirichlet_shares_have_the_variance_of_the_distribution():
     assert shares.var().item() == pytest.approx((clients - 1) / (clients**2 * (clients * alpha + 1)), rel=0.12)
 
 
-def test_min_size_is_reached_by_moving_as_few_images_as_needed():
-    train = make(4000)
-    before = partition(train, 50, alpha=0.5, seed=4)
-    after = partition(train, 50, alpha=0.5, seed=4, min_size=40)
-    assert 1 < min(map(len, before)) < 40  # so none had been filled up to the default
-    assert min(map(len, after)) == 40
-    owner_before, owner_after = (
-        {i: number for number, part in enumerate(parts) for i in part.index.tolist()} for parts in (before, after)
-    )
-    moved = sum(owner_before[i] != owner_after[i] for i in range(4000))
-    assert moved == sum(max(40 - len(part), 0) for part in before)
-    assert torch.cat([part.index for part in after]).unique().numel() == 4000
-
-
-def test_min_size_can_take_every_spare_image():
-    parts = partition(make(100), 10, alpha=0.01, min_size=10)
-    assert [len(part) for part in parts] == [10] * 10
+def test_clients_left_without_images_get_one_each_of_the_largest():
+    few = make(40, torch.arange(40) // 20)
+    parts = partition(few, 30, alpha=0.05, seed=4)
+    sizes = sorted(map(len, parts))
+    assert sizes[0] == 1 < sizes[-1]
+    assert torch.cat([part.index for part in parts]).unique().numel() == 40
+    assert [len(part) for part in partition(few, 40, alpha=0.01)] == [1] * 40
 
 
 def test_two_shards_give_few_classes_and_equal_sizes():
@@ -142,7 +132,6 @@ def test_index_leads_back_to_the_loaded_set_also_from_a_part_of_it():
         ({"clients": True}, "clients=True"),
         ({"clients": 101}, "101 clients"),
         ({"clients": 20, "shards_per_client": 6}, "120"),
-        ({"clients": 20, "min_size": 6}, "min_size=6"),
         ({"clients": 5, "alpha": 0}, "alpha=0"),
         ({"clients": 5, "alpha": -1.0}, r"alpha=-1\.0"),
         ({"clients": 5, "alpha": float("nan")}, "alpha=nan"),
@@ -150,8 +139,6 @@ def test_index_leads_back_to_the_loaded_set_also_from_a_part_of_it():
         ({"clients": 5, "alpha": "0.5"}, "alpha='0.5'"),
         ({"clients": 5, "alpha": 0.5, "shards_per_client": 2}, "give one"),
         ({"clients": 5, "shards_per_client": 0}, "shards_per_client=0"),
-        ({"clients": 5, "min_size": 0}, "min_size=0"),
-        ({"clients": 60, "shards_per_client": 1, "min_size": 2}, "120"),
     ],
     ids=str,
 )

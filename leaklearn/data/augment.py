@@ -15,30 +15,19 @@ def augment(images: Tensor, generator: torch.Generator, *, pad: int = 0, flip: b
 
     Parameters
     ----------
-    images : Tensor
-        (N, C, H, W), any type and device. Zero, the value that padding and cutout put in, is black for pixels in
-        [0, 1].
-    generator : torch.Generator
-        Where every random number comes from. They are drawn on its device and then moved, so a generator of the CPU
-        gives the same result on a GPU.
-    pad : int
+    images
+        (N, C, H, W), any type and device; so is what comes back, a new tensor unless nothing was asked for. Zero, the
+        value that padding and cutout put in, is black for pixels in [0, 1].
+    generator
+        Random numbers are drawn on its device and then moved, so one of the CPU gives the same result on a GPU.
+    pad
         Zeros around the image, from which a window of its own size is cut at random: a shift by up to ``pad`` pixels
         each way (He et al., CVPR 2016). 0 leaves it out.
-    flip : bool
+    flip
         Mirror left and right with probability 1/2.
-    cutout : int
+    cutout
         Side in pixels of one blank square with a random centre; the part beyond the border is lost, as in DeVries and
         Taylor (arXiv:1708.04552). 0 leaves it out.
-
-    Returns
-    -------
-    Tensor
-        (N, C, H, W), a new tensor unless nothing was asked for.
-
-    Raises
-    ------
-    ValueError
-        If the batch is not four-dimensional, or ``pad`` or ``cutout`` is not a whole number of at least 0.
     """
     if images.ndim != 4:
         raise ValueError(f"images are (N, C, H, W), not {tuple(images.shape)}; for one image take images[None]")
@@ -74,10 +63,11 @@ def _mirror(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _blank(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
-    first_row = _draw(count, height, generator, images.device)[:, None] - side // 2
-    first_column = _draw(count, width, generator, images.device)[:, None] - side // 2
-    row = torch.arange(height, device=images.device)
-    column = torch.arange(width, device=images.device)
-    inside_rows = (row >= first_row) & (row < first_row + side)  # (N, H)
-    inside_columns = (column >= first_column) & (column < first_column + side)  # (N, W)
-    return images.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
+
+    def inside(length: int) -> Tensor:
+        first = _draw(count, length, generator, images.device)[:, None] - side // 2
+        place = torch.arange(length, device=images.device)
+        return (place >= first) & (place < first + side)  # (N, length)
+
+    rows, columns = inside(height), inside(width)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

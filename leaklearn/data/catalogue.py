@@ -15,7 +15,6 @@ import torch
 from leaklearn.data import readers, tinyimagenet
 from leaklearn.data.download import DOWNLOADABLE, fetch
 from leaklearn.data.images import DataInfo, Dataset, ImageSet
-from leaklearn.data.splits import Split, choose
 
 VARIABLE = "LEAKLEARN_DATA"
 """Environment variable that names the folder of the data sets that do not come with a package."""
@@ -23,45 +22,21 @@ VARIABLE = "LEAKLEARN_DATA"
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set.
-
-    Attributes
-    ----------
-    name : str
-        What `leaklearn.load` calls it.
-    shape : tuple of int
-        ``(channels, height, width)``.
-    classes : tuple of str
-        Class names in the order of the labels; empty where they are found in the data set's folder.
-    num_classes, train, test : int
-        Published numbers of classes, training and test images.
-    mean, std : tuple of float
-        Of each channel over the training images, pixels in [0, 1].
-    flip : bool
-        Whether a mirrored image still belongs to its class.
-    by_hand : str
-        How to get the data set without this package, a few words.
-    folder : str
-        Where the files lie under the data folder, which is torchvision's layout; empty if a package brings them.
-    reader : object
-        Knows which files are ``missing(folder)`` and can ``read(folder)`` them; None if a package brings them.
-    download : str
-        Who downloads it, and when; empty if nobody does.
-    """
+    """One data set: what is published about it (as in `DataInfo`, and numbers of images), and how to get it."""
 
     name: str
     shape: tuple[int, int, int]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # empty where they are found in the data set's folder
     num_classes: int
     train: int
     test: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
-    by_hand: str
-    folder: str = ""
-    reader: readers.Idx | readers.Cifar | ModuleType | None = None
-    download: str = ""
+    by_hand: str  # how to get it without this package, a few words
+    folder: str = ""  # under the data folder, in torchvision's layout; empty if a package brings the files
+    reader: readers.Idx | readers.Cifar | ModuleType | None = None  # None if a package brings the files
+    download: str = ""  # who downloads it, and when; empty if nobody does
 
     @property
     def how(self) -> str:
@@ -69,13 +44,7 @@ class Entry:
         return f"{self.download}; or {self.by_hand}" if self.download else self.by_hand
 
     def info(self, found: tuple[str, ...], keep: int | None = None) -> DataInfo:
-        """What is known about the data set when its first ``keep`` of the ``found`` classes are used (None: all).
-
-        Raises
-        ------
-        ValueError
-            If there are not that many classes.
-        """
+        """What is known about the data set when its first ``keep`` of the ``found`` classes are used (None: all)."""
         if keep is None:
             keep = len(found)
         if isinstance(keep, bool) or not isinstance(keep, int) or not 1 <= keep <= len(found):
@@ -165,13 +134,7 @@ CATALOGUE: Mapping[str, Entry] = MappingProxyType({one.name: one for one in _ENT
 
 
 def entry(name: str) -> Entry:
-    """The data set of that name.
-
-    Raises
-    ------
-    ValueError
-        If there is none; the message names the nearest and all valid names.
-    """
+    """The data set of that name; a ValueError that names the nearest and all valid names where there is none."""
     if name in CATALOGUE:
         return CATALOGUE[name]
     near = difflib.get_close_matches(str(name).lower().replace("-", "_"), CATALOGUE, n=1, cutoff=0.5)
@@ -180,13 +143,7 @@ def entry(name: str) -> Entry:
 
 
 def data_folder(root: str | Path | None, name: str) -> Path:
-    """The folder that holds the data sets: ``root``, else the one that the environment variable names.
-
-    Raises
-    ------
-    FileNotFoundError
-        If neither is given, or the folder is not there.
-    """
+    """The folder that holds the data sets: ``root``, else the one that the environment variable names."""
     given = root if root is not None else os.environ.get(VARIABLE, "").strip()
     if given == "":
         raise FileNotFoundError(f"{name} needs a data folder: give root, or set the environment variable {VARIABLE}")
@@ -215,19 +172,19 @@ def load(
 
     Parameters
     ----------
-    name : str
+    name
         ``mnist5k``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``tinyimagenet``.
-    root : str or Path, optional
+    root
         The data folder; without it, the one that the environment variable ``LEAKLEARN_DATA`` names.
-    classes : int, optional
+    classes
         Keep only the first so many classes; the data set's name then says so.
-    train_size, test_size : int, optional
+    train_size, test_size
         Keep only so many images, drawn at random with every class in its share; all by default.
-    seed : int
+    seed
         Decides which images a size keeps. The division into training and test images never changes.
-    device : str or torch.device
+    device
         Where to put the tensors.
-    download : bool
+    download
         Whether missing files may be downloaded into the data folder.
 
     Returns
@@ -255,9 +212,8 @@ def load(
         folder = root / about.folder
         info = about.info(about.classes or about.reader.class_names(folder), classes)
         train, test = about.reader.read(folder) if about.classes else about.reader.read(folder, info.num_classes)
-    return Dataset(
-        _image_set(train, info, train_size, seed, "train_size"), _image_set(test, info, test_size, seed, "test_size")
-    ).to(device)
+    parts = ((train, train_size, "train_size"), (test, test_size, "test_size"))
+    return Dataset(*(_image_set(split, info, size, seed, what) for split, size, what in parts)).to(device)
 
 
 @dataclass(frozen=True)
@@ -280,13 +236,7 @@ class Description:
 
 
 def describe(root: str | Path | None = None) -> list[Description]:
-    """Every data set that `load` knows, and which of them are here; nothing is read, downloaded or checked.
-
-    Parameters
-    ----------
-    root : str or Path, optional
-        The data folder; without it, the one that the environment variable ``LEAKLEARN_DATA`` names.
-    """
+    """Every data set that `load` knows, and which are here, under its `root`; nothing is read, downloaded, checked."""
     rows = []
     for one in CATALOGUE.values():
         missing: list[Path] = []
@@ -321,7 +271,7 @@ def _provide(about: Entry, root: Path, download: bool) -> None:
     raise FileNotFoundError(f"{why}. How to get it: {how}")
 
 
-def _image_set(split: Split, info: DataInfo, size: int | None, seed: int, what: str) -> ImageSet:
-    chosen = choose(split.labels, info.num_classes, size, seed, what=what)
+def _image_set(split: readers.Split, info: DataInfo, size: int | None, seed: int, what: str) -> ImageSet:
+    chosen = readers.choose(split.labels, info.num_classes, size, seed, what=what)
     images = torch.from_numpy(np.ascontiguousarray(split.pixels(chosen)))
     return ImageSet(images, torch.from_numpy(split.labels[chosen]), torch.arange(len(chosen)), info)

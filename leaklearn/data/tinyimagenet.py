@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from leaklearn.data.splits import Split, damaged
+from leaklearn.data.readers import Split, damaged
 from leaklearn.files import REPOSITORY, remove_abandoned
 
 log = logging.getLogger(__name__)
@@ -47,13 +47,7 @@ def missing(folder: Path) -> list[Path]:
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """First word for each class in ``words.txt``, or its WordNet identifier where that file does not say.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no class is found.
-    """
+    """First word for each class in ``words.txt``, or its WordNet identifier where that file does not say."""
     found = _wnids(folder)
     if not found:
         raise FileNotFoundError(f"{folder / 'train'} holds no class folders: unpack the data set again")
@@ -66,11 +60,7 @@ def class_names(folder: Path) -> tuple[str, ...]:
 def read(folder: Path, classes: int) -> tuple[Split, Split]:
     """Training and test images of the first ``classes`` classes, decoded when they are asked for.
 
-    Raises
-    ------
-    RuntimeError
-        If a class has no images, or an image that should be there is not; when the pixels are asked for, also if an
-        image is damaged.
+    RuntimeError: a class has no images, one that is listed is not there or, when pixels are asked for, is damaged.
     """
     chosen = _wnids(folder)[:classes]
     train = [_images(folder / "train" / wnid) for wnid in chosen]
@@ -139,17 +129,9 @@ def _split(folder: Path, part: str, chosen: list[str], groups: list[list[Path]])
 
 
 def decode(files: Sequence[Path]) -> np.ndarray:
-    """Decode image files, grey ones to three equal channels, on as many threads as there are processors.
+    """(N, 3, 64, 64) uint8: image files decoded, grey ones to three equal channels, on all processors.
 
-    Returns
-    -------
-    ndarray
-        (N, 3, 64, 64) uint8, in the order of ``files``.
-
-    Raises
-    ------
-    RuntimeError
-        If a file is truncated, is not an image or is of another size; it is named.
+    RuntimeError names a file that is truncated, is not an image or is of another size.
     """
     images = np.empty((len(files), 3, SIZE, SIZE), dtype=np.uint8)
 

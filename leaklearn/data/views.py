@@ -40,22 +40,10 @@ LUMA = (0.299, 0.587, 0.114)
 class Views:
     """How views are made. The defaults are CoMatch's for CIFAR-10.
 
-    Attributes
-    ----------
-    pad : int
-        Pixels of padding before a random crop.
-    flip : bool
-        Random horizontal flips; not for digits.
-    operations, strength : int
-        Of RandAugment.
-    cutout : int
-        Side in pixels of the square cut out of the strong view.
-    crop : float
-        Least share of the area that the contrastive view keeps, 0..1; the paper's 0.2 cuts digits into strokes.
-    jitter : float
-        Probability of colour jitter in the contrastive view.
-    fill : float
-        Value of uncovered pixels, 0..1.
+    ``pad`` pixels of padding before a random crop; random horizontal flips, not for digits; ``operations`` and their
+    ``strength`` as in `rand_augment`; ``cutout``, the side in pixels of the square cut out of the strong view;
+    ``crop``, the least share of the area that the contrastive view keeps (the paper's 0.2 cuts digits into strokes),
+    and ``jitter``, its probability of colour jitter; ``fill``, the value 0..1 of uncovered pixels.
     """
 
     pad: int = 4
@@ -106,7 +94,7 @@ def rand_augment(
     Parameters
     ----------
     images
-        (N, C, H, W) float in [0, 1], C 1 or 3.
+        (N, C, H, W) float in [0, 1], C 1 or 3; so is what comes back, a new tensor.
     generator
         Where every random number comes from, on its own device.
     operations
@@ -115,16 +103,6 @@ def rand_augment(
         0..10, the same for all.
     fill
         Value, 0..1, of pixels that geometric operations uncover.
-
-    Returns
-    -------
-    Tensor
-        (N, C, H, W) float in [0, 1]; a new tensor.
-
-    Raises
-    ------
-    ValueError
-        For images that are not (N, 1 or 3, H, W), or a number out of range.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images are (N, C, H, W) with 1 or 3 channels, not {tuple(images.shape)}")
@@ -149,9 +127,7 @@ def rand_augment(
 
 
 def _affine(images: Tensor, fill: float, angle: float = 0.0, shift=(0, 0), shear=(0.0, 0.0)) -> Tensor:
-    return tv.affine(
-        images, angle=angle, translate=list(shift), scale=1.0, shear=list(shear), fill=[fill] * images.shape[1]
-    )
+    return tv.affine(images, angle, list(shift), scale=1.0, shear=list(shear), fill=[fill] * images.shape[1])
 
 
 def _pixels(side: int, level: float, sign: int) -> int:
@@ -198,9 +174,8 @@ def resized_crop(images: Tensor, generator: Generator, least: float) -> Tensor:
     area = _uniform(images, generator, least, 1)
     ratio = _uniform(images, generator, -log(4 / 3), log(4 / 3)).exp()
     width, height = (area * ratio).sqrt().clamp(max=1).flatten(), (area / ratio).sqrt().clamp(max=1).flatten()
-    x, y = (
-        (1 - size) * (2 * _uniform(images, generator, 0, 1).flatten() - 1) for size in (width, height)
-    )  # the window's middle, where an image spans -1 to 1
+    # the window's middle, where an image spans -1 to 1
+    x, y = ((1 - size) * (2 * _uniform(images, generator, 0, 1).flatten() - 1) for size in (width, height))
     zero = torch.zeros_like(x)
     theta = torch.stack([torch.stack([width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)
     grid = F.affine_grid(theta.to(images.dtype), list(images.shape), align_corners=False)
@@ -230,11 +205,8 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     top, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     span = (top - low).clamp_min(1e-12)
     red, green, blue = images.split(1, 1)
-    sixth = torch.where(
-        top == red,
-        (green - blue) / span,
-        torch.where(top == green, 2 + (blue - red) / span, 4 + (red - green) / span),
-    )
+    not_red = torch.where(top == green, 2 + (blue - red) / span, 4 + (red - green) / span)
+    sixth = torch.where(top == red, (green - blue) / span, not_red)
     k = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1) + sixth + 6 * shift) % 6
     return top - (top - low) * torch.minimum(k, 4 - k).clamp(0, 1)
 
