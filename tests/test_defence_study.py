@@ -10,25 +10,30 @@ import torch
 from tiny import image_set
 
 from leaklearn.attacks import Loki
+from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.data.images import Dataset
 from leaklearn.evaluation import Truth
 from leaklearn.experiments import defences
-from leaklearn.experiments.defence_cases import STRENGTHS, Case, cases_of
-from leaklearn.experiments.defence_settings import DefenceSettings
-from leaklearn.experiments.defences import study_defences
-from leaklearn.experiments.defended import positions_in_bins
-from leaklearn.federated import FedSGD, Payload, PrivateSGD, draw_batches, gather, make_clients, respond
+from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.defences import answering, crossings, positions_in_bins, stops, study_defences, verdict
+from leaklearn.experiments.defended_federation import DEFENCES, NO_DEFENCE, Case, DefendedFederation, cases_of
+from leaklearn.federated import FedSGD, Payload, PrivateSGD, draw_batches, gather, make_clients
 from leaklearn.federated.private import epsilon
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe
 from leaklearn.models import build
-from leaklearn.report.defence_rules import crossing, stops, verdict
-from leaklearn.report.defences import defended_pictures, epsilon_chart, stops_chart, summary_line, trade_off_chart
+from leaklearn.report.figures_clients import (
+    attack_names,
+    crossing_in_words,
+    defended_pictures,
+    epsilon_chart,
+    stops_chart,
+    trade_off,
+)
 from leaklearn.widgets import explore_defence
 
-SETTINGS = DefenceSettings(
-    clients=10, images_per_client=16, clients_per_round=4, rounds=3, lr=0.3, width=4, probes=2, attacked=4,
-    gi_images=8, gi_iterations=2, inspected=2,
+PLAN = DefendedFederation(
+    clients=10, images_per_client=16, clients_per_round=4, rounds=3, lr=0.3, attacked=4, gi_images=8, gi_iterations=2,
 )  # fmt: skip
 STRENGTH = {
     "clip": [0.1], "dp_sgd": [0.01, 100.0], "client_noise": [0.1], "top_k": [0.1], "sign": [1], "quantise": [8],
@@ -42,9 +47,14 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def study(data):
-    options = {"recipe": Recipe(steps=5, batch_size=16, pad=0), "progress": False}
-    return study_defences(data, SETTINGS, cases_of(STRENGTH), seeds=[0, 1], **options)
+def bench(data):
+    look = {"norm": "group", "activation": "gelu"}
+    return Bench(data, "lenet", 4, Recipe(steps=5, batch_size=16, pad=0), [0, 1], progress=False, **look)
+
+
+@pytest.fixture(scope="module")
+def study(bench):
+    return study_defences(bench, PLAN, cases_of(STRENGTH))
 
 
 def test_a_row_for_each_seed_case_and_attack(study):
@@ -54,7 +64,7 @@ def test_a_row_for_each_seed_case_and_attack(study):
         "dataset", "seed", "defence", "strength", "attack", "leak_rate", "psnr", "accuracy_of_leak",
         "accuracy_of_federation",
     ]  # fmt: skip
-    assert set(table["defence"]) == set(STRENGTHS)
+    assert set(table["defence"]) == set(DEFENCES)
     assert table[["leak_rate", "accuracy_of_leak", "accuracy_of_federation", "refusing"]].stack().between(0, 1).all()
     mean = table.groupby(["defence", "strength", "attack"])["leak_rate"].mean()
     for attack in ("robbing_the_fed", "loki"):
@@ -94,24 +104,28 @@ def test_epsilon_counts_the_rounds_of_the_busiest_client(study):
     assert study.table.loc[study.table["defence"] == "clip", "epsilon"].isna().all()
 
 
-def test_noise_added_to_shared_updates_is_what_clients_would_send(data):
-    """The attack's shortcut over several multipliers gives the very updates of a round with each."""
-    bench = defences._Bench(data, SETTINGS, Recipe(steps=2), 0, "cpu")
-    case = Case("dp_sgd", 0.02)
-    found, _ = bench._linear("loki", case)
-    again = defences._Bench(data, SETTINGS, Recipe(steps=2), 0, "cpu")
-    again._linear("loki", Case("dp_sgd", 5.0))
-    other, _ = again._linear("loki", case)
-    assert torch.equal(found.leak.images, other.leak.images)
-    group = bench.clients(case)[:4]
-    attack = SETTINGS.linear_attack("loki", case)
-    payload = attack.payload(build("lenet", data.test, seed=0), data.test)
-    direct = respond(group, payload, FedSGD(16), 0, only=attack.reads, defence=PrivateSGD(0.02, 1.0))
-    (shared,) = defences.LinearRound(attack, payload, group, FedSGD(16), 0).updates(
-        PrivateSGD(0.02, 1.0), clean=respond(group, payload, FedSGD(16), 0, defence=PrivateSGD(0.0, 1.0))
-    )
-    for name in attack.reads:
-        assert direct.tensors[name].shape == shared.tensors[name].shape
+def test_noise_added_to_shared_updates_is_what_clients_would_send(bench, study):
+    """The study's shortcut over several multipliers gives what an exchange gives whose clients add the noise."""
+    attack, data = PLAN.linear_attacks()["loki"], bench.data
+    defence = PrivateSGD(0.01, 1.0)
+    group = make_clients(data.train, 10, images=16, seed=0)[:4]
+    direct = bench.exchange(Defended(attack, defence, Wiener.of(data.test)), 0, group, FedSGD(16), defence=defence)
+    shortcut = study.outcomes[Case("dp_sgd", 0.01), "loki"]
+    assert shortcut.leak_rate == pytest.approx(direct.score.leak_rate, abs=0.05)  # other noise: see `add_noise`
+    assert shortcut.attacked == direct.score.attacked
+    again = defences._Seed(bench, PLAN, 0)
+    again.outcomes(Case("dp_sgd", 5.0))  # another multiplier before it changes nothing
+    assert torch.equal(again.outcomes(Case("dp_sgd", 0.01))["loki"].leak.images, shortcut.leak.images)
+
+
+def test_an_exact_defence_leaves_the_attack_as_it_is(bench):
+    group = make_clients(bench.data.train, 10, images=16, seed=0)[:4]
+    attack = Loki(4.0, 16)
+    knowing = Defended(attack, None, Wiener.of(bench.data.test))
+    first, second = (bench.exchange(each, 0, group, FedSGD(16)) for each in (attack, knowing))
+    assert torch.equal(first.leak.images, second.leak.images)
+    assert (knowing.name, knowing.source, knowing.reads) == (attack.name, attack.source, attack.reads)
+    assert not Defended(attack, PrivateSGD(0.1), Wiener.of(bench.data.test)).exact
 
 
 def test_labels_come_from_the_bin(data):
@@ -150,21 +164,22 @@ def test_labels_come_from_the_bin(data):
         (("larger_batch", 0.5), {}, "larger_batch has strength 0.5"),
         (("sign", 1), {"clients": 80}, "take fewer clients"),
         (("sign", 1), {"attacked": 11}, "attacked is 11"),
-        (("sign", 1), {"linear_attacks": ("rob",)}, "unknown attack 'rob'"),
+        (("sign", 1), {"clients_per_round": 11}, "clients_per_round is 11"),
+        (("sign", 1), {"rounds": 0}, "rounds is 0"),
         (("sign", 1), {"gi_network": "vit"}, "unknown network 'vit'"),
     ],
 )
-def test_bad_cases_are_refused_before_any_work(data, monkeypatch, case, changes, message):
-    monkeypatch.setattr(defences, "_Bench", None)
+def test_bad_cases_are_refused_before_any_work(bench, monkeypatch, case, changes, message):
+    monkeypatch.setattr(defences, "_Seed", None)
     with pytest.raises(ValueError, match=message):
-        study_defences(data, replace(SETTINGS, **changes), [Case(*case)], recipe=Recipe(steps=2), seeds=[0])
+        study_defences(bench, replace(PLAN, **changes), [Case(*case)])
 
 
 def rows(worth, federation, eps, seeds=(0, 1)):
     """A table of one attack with DP-SGD at several epsilons, and without."""
     found = []
     for seed in seeds:
-        about = {"dataset": "d", "seed": seed, "attack": "loki", "psnr": 30.0, "delta": 1e-4}
+        about = {"dataset": "d", "seed": seed, "attack": "loki", "psnr": 30.0, "attacked_images": 20}
         base = {"leak_rate": 0.8, "accuracy_of_leak": 0.95, "accuracy_of_federation": 0.9, "epsilon": math.nan}
         found.append({**about, "defence": "none", "strength": 0.0, **base})
         for i, (w, f, e) in enumerate(zip(worth, federation, eps, strict=True)):
@@ -173,40 +188,66 @@ def rows(worth, federation, eps, seeds=(0, 1)):
     return pd.DataFrame(found)
 
 
-def test_crossing_by_hand():
+def test_crossing_is_told_by_its_neighbours():
     table = rows([0.95, 0.9, 0.5, 0.1], [0.9, 0.9, 0.7, 0.5], [1000.0, 100.0, 10.0, 1.0])
-    found = crossing(table, "loki")
-    # Equal at epsilon 100 already (gap 0, not below): the gap falls from 0 at 100 to -0.2 at 10.
-    assert found["epsilon"].tolist() == pytest.approx([100.0, 100.0])
-    table = rows([0.95, 0.8, 0.5], [0.85, 0.9, 0.7], [10_000.0, 100.0, 10.0])
-    found = crossing(table, "loki").iloc[0]
-    assert found["epsilon"] == pytest.approx(1000.0)  # gap +0.1 and -0.1: half way in log epsilon
-    assert found["accuracy"] == pytest.approx(0.875)
-    assert found["cost"] == pytest.approx(0.025)
-    assert crossing(rows([0.5], [0.9], [10.0]), "loki")["side"].tolist() == ["below"] * 2
-    above = crossing(rows([0.95], [0.9], [10.0]), "loki")
+    found = crossings(table)
+    # Equal at epsilon 100 still (gap 0, not below), worth less at 10.
+    assert found["side"].tolist() == ["crosses"] * 2
+    assert found["epsilon_above"].tolist() == [100.0, 100.0]
+    assert found["epsilon_below"].tolist() == [10.0, 10.0]
+    assert (found["z_above"].iloc[0], found["z_below"].iloc[0]) == (1.0, 2.0)
+    assert found["cost"].iloc[0] == pytest.approx(0.9 - 0.7)
+    assert crossing_in_words(found, "loki") == "from between ε = 10 and 100 on (z = 2 and 1)"
+    below = crossings(rows([0.5, 0.4], [0.9, 0.9], [100.0, 10.0]))
+    assert below["side"].tolist() == ["below"] * 2
+    assert below["epsilon_below"].tolist() == [100.0, 100.0]
+    assert below["epsilon_above"].isna().all()
+    assert crossing_in_words(below, "loki") == "at every ε measured, up to 100"
+    above = crossings(rows([0.95], [0.9], [123456.0]))
     assert above["side"].tolist() == ["above"] * 2
-    assert above["epsilon"].isna().all()
+    assert above[["epsilon_below", "cost"]].isna().all(axis=None)
+    assert crossing_in_words(above, "loki") == "at no ε measured, down to 123,000"
+    mixed = pd.concat([found, below.assign(seed=[2, 3])])
+    assert "in 2 of 4 seeds, from between" in crossing_in_words(mixed, "loki")
+    poor = rows([0.5], [0.9], [10.0]).replace({"accuracy_of_leak": {0.95: 0.3}})
+    assert crossing_in_words(crossings(poor), "loki") == "even undefended"
+    nothing = crossings(table[table["defence"] == "none"])
+    assert nothing.empty
+    assert crossing_in_words(nothing, "loki") == "not measured"
 
 
 def test_verdicts():
     shares = [(0.0, 0.1), (0.05, 0.5), (0.05, 0.51), (0.5, 0.1), (0.76, 1.0), (1.2, 1.0), (math.nan, 1.0)]
     assert [verdict(rate, worth) for rate, worth in shares] == [
-        "stopped", "stopped", "blurred", "weakened", "not stopped", "not stopped", "not measured",
+        "stopped", "stopped", "blurred", "weakened", "not stopped", "not stopped", "nothing to stop",
     ]  # fmt: skip
     found = stops(rows([1.0, 0.5, 0.01], [0.9, 0.8, 0.7], [100.0, 10.0, 1.0])).set_index("strength")
-    assert found["loki: verdict"].tolist() == ["not stopped", "not stopped", "weakened", "stopped"]
-    assert found["cost"].tolist()[1:] == pytest.approx([0.0, 0.1, 0.2])
+    assert found["verdict"].tolist() == ["not stopped", "not stopped", "weakened", "stopped"]
+    assert found["cost"].tolist() == pytest.approx([0.0, 0.0, 0.1, 0.2])
+    assert found["attacked_images"].tolist() == [40] * 4
+    assert found["seeds"].tolist() == [2] * 4
+    nothing = rows([1.0], [0.9], [100.0]).assign(leak_rate=0.0)
+    assert stops(nothing)["verdict"].tolist() == ["nothing to stop"] * 2
 
 
 def test_charts_and_explorer(study):
     table = study.table
-    crossings = pd.concat([crossing(table, attack) for attack in ("robbing_the_fed", "loki", "fast")])
-    cases = [("none", 0.0), ("clip", 0.1), ("detection", 1.0)]
-    pictures = defended_pictures(study.examples, "loki", cases)
-    for fig in (trade_off_chart(table), stops_chart(table), epsilon_chart(table, crossings).figure, pictures):
-        fig.savefig(io.BytesIO())
-    assert "% of the images leak" in summary_line(table, "dp_sgd", 0.01, "loki")
+    assert attack_names(table)["fast"] == "gradient inversion (16 images)"
+    assert attack_names(table)["loki"] == "LOKI"
+    pictures = defended_pictures(study.outcomes, "loki", [NO_DEFENCE, Case("clip", 0.1), Case("detection", 1)])
+    without = table[table["defence"] != "dp_sgd"]
+    matrix, fig = stops_chart(stops(table)), trade_off(table)
+    for each in (matrix, fig, pictures, epsilon_chart(table, crossings(table))):
+        each.savefig(io.BytesIO())
+    epsilon_chart(without, crossings(without)).savefig(io.BytesIO())
+    assert [text.get_text() for text in fig.axes[0].get_yticklabels()][:2] == ["no defence", "clip to norm 0.1"]
+    fig.canvas.draw()
+    ax = matrix.axes[0]
+    matrix.canvas.draw()
+    for text in ax.texts[:-1]:  # each within its cell
+        ends = text.get_window_extent().transformed(ax.transData.inverted())
+        assert ends.width < 1.0
+        assert abs(ends.height) < 0.6
     box = explore_defence(study)
     attack, defence, strength, line, picture = box.children
     before = picture.value
@@ -214,12 +255,13 @@ def test_charts_and_explorer(study):
     assert [value for _, value in strength.options] == [0.01, 100.0]
     strength.value = 100.0
     assert picture.value != before
-    assert "DP-SGD, z = 100 against Robbing the Fed: 0 % of the images leak" in line.value
+    assert "DP-SGD, z = 100 against Robbing the Fed: 0.0 % of the images leak" in line.value
     attack.value = "fast"
     assert "gradient inversion" in line.value
 
 
-def test_detection_on_an_honest_payload_is_no_alarm(data):
-    group = make_clients(data.train, 10, seed=0)[:2]
-    payload = Payload.of(build("lenet", data, norm="group", activation="gelu", width=4))
-    assert defences.refusing(payload, group, 16, defences.Detector()) == [False, False]
+def test_clients_refuse_malicious_models_only(data):
+    group = make_clients(data.train, 10, images=16, seed=0)[:2]
+    honest = build("convnet", data, norm="group", activation="gelu", width=4)
+    assert answering(Payload.of(honest), group) == group
+    assert answering(Loki(4.0, 16).payload(honest, data.test), group) == []

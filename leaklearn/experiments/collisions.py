@@ -10,32 +10,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.bins import measurement_vector
+from leaklearn.attacks.linear.bins import measure, measurement_vector
 from leaklearn.data.images import ImageSet
+from leaklearn.federated import Payload
 
 
 def brightness(images: Tensor) -> Tensor:
     """Mean pixel of uint8 images (..., C, H, W): (...) float64 in [0, 1], as LOKI measures it."""
-    vector = measurement_vector("mean", tuple(images.shape[-3:])).double()
-    return (images.flatten(-3).double() / 255) @ vector.to(images.device)
+    return measure(measurement_vector("mean", tuple(images.shape[-3:])), images)
+
+
+def bin_edges(payload: Payload) -> Tensor:
+    """(n + 1,) float64 edges of a malicious payload's bins, which follow one another without gaps."""
+    return payload.model.block.bins.edges.double().cpu()
 
 
 def normal_edges(centre: Tensor, spread: Tensor, bins: int) -> Tensor:
     """Edges of bins of equal mass under normal distributions of brightness, one for each client.
 
-    Those of `leaklearn.attacks.linear.bins.bounded_edges`: quantiles m / (n + 2), m = 1, ..., n + 1.
-
-    Parameters
-    ----------
-    centre, spread
-        (K,) mean and standard deviation.
-    bins
-        n.
-
-    Returns
-    -------
-    Tensor
-        (K, n + 1) float64, rising.
+    Those of `leaklearn.attacks.linear.bins.bounded_edges`, quantiles m / (n + 2) with m = 1, ..., n + 1: from (K,)
+    means and standard deviations to (K, n + 1) float64, rising.
     """
     masses = torch.arange(1, bins + 2, dtype=torch.float64, device=centre.device) / (bins + 2)
     return centre.double().unsqueeze(1) + spread.double().unsqueeze(1) * torch.special.ndtri(masses)
@@ -91,14 +85,9 @@ def places_by_class(public: ImageSet) -> pd.DataFrame:
 
 
 def class_masses(public: ImageSet, edges: Tensor) -> Tensor:
-    """(C, n) share of each class's images in each bin, its brightness taken as normal; 0 for a class that is absent.
+    """(C, n) share of each class's public images in each bin between (n + 1,) edges, its brightness taken as normal.
 
-    Parameters
-    ----------
-    public
-        Labelled images of the clients' kind.
-    edges
-        (n + 1,) rising edges.
+    0 for a class that is absent.
     """
     values = brightness(public.images)
     masses = torch.zeros(public.num_classes, len(edges) - 1, dtype=torch.float64)

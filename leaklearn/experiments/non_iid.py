@@ -1,39 +1,112 @@
 """Clients that hold different classes: what this changes for both attacks, for their worth, and for the federation.
 
-Notebook 10. All clients have equally many images (`leaklearn.experiments.skew`), so that a skew of labels is not
-confused with one of sizes: a client with few images leaks more of them, whatever they show.
+Notebook 10. All clients have equally many images, so that a skew of labels is not confused with one of sizes: a client
+with few images leaks more of them, whatever they show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from math import nan
+from math import inf, nan
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from tqdm.auto import tqdm
 
-from leaklearn.attacks import restore_labels
-from leaklearn.data.images import Dataset
-from leaklearn.experiments.collisions import alone, brightness
-from leaklearn.experiments.harvest import Harvest, InversionSettings, harvest
-from leaklearn.experiments.labelled_leak import LabelledLeak, bin_edges, leak_with_labels, per_client
-from leaklearn.experiments.labels import label_accuracy
-from leaklearn.experiments.leakage import attack_round
-from leaklearn.experiments.setting import Setting
-from leaklearn.experiments.skew import Skew, class_counts, skew_columns
-from leaklearn.experiments.sources import FederationSettings
-from leaklearn.federated import Client, FedSGD, Payload, draw_batches, federate, gather, respond
-from leaklearn.learning import Recipe, evaluate, train
-from leaklearn.models import build
+from leaklearn.attacks import Loki, match_labels, restore_labels
+from leaklearn.attacks.linear.base import LinearLeakage
+from leaklearn.data.images import ImageSet
+from leaklearn.data.partition import equal_partition, partition
+from leaklearn.evaluation import label_accuracy
+from leaklearn.evaluation.closed_forms import expected_leak_rate
+from leaklearn.experiments.bench import Bench, Exchange, class_counts
+from leaklearn.experiments.collisions import (
+    alone,
+    bin_edges,
+    brightness,
+    class_masses,
+    expected_by_labels,
+    normal_edges,
+)
+from leaklearn.experiments.harvest import InversionSettings, harvest
+from leaklearn.experiments.rounds import FederationPlan
+from leaklearn.federated import Client, FedSGD, Payload, Updates, draw_batches, gather, respond
+from leaklearn.federated.protocols import check_count
+from leaklearn.leaks import Leak
 
-ALL = "all"
-"""`partition` of the rows that were trained on all images together."""
+
+@dataclass(frozen=True)
+class Skew:
+    """A division of labelled images among clients that all have equally many.
+
+    Attributes
+    ----------
+    alpha : float or None
+        Concentration of a Dirichlet distribution over the classes of each client (`equal_partition`).
+    shards : int or None
+        Instead: so many shards of label-sorted images for each client (McMahan et al., AISTATS 2017).
+
+    Raises
+    ------
+    ValueError
+        Unless exactly one is given, and is in its range.
+    """
+
+    alpha: float | None = None
+    shards: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.alpha is None) == (self.shards is None):
+            raise ValueError(f"alpha={self.alpha!r} and shards={self.shards!r}: give one of the two")
+        if self.shards is not None:
+            check_count("shards", self.shards)
+        elif not 0 < self.alpha < inf:
+            raise ValueError(f"alpha is {self.alpha}; a concentration is a finite number above 0")
+
+    def clients(self, train: ImageSet, count: int, seed: int) -> list[Client]:
+        """All images divided among so many clients; shards may differ by one image, and so a client's by a few."""
+        if self.shards is None:
+            parts = equal_partition(train, count, alpha=self.alpha, seed=seed)
+        else:
+            parts = partition(train, count, shards_per_client=self.shards, seed=seed)
+        return [Client(number, part) for number, part in enumerate(parts)]
+
+    def fewest(self, images: int, count: int) -> int:
+        """Images that each of so many clients surely has."""
+        return images // count if self.shards is None else self.shards * (images // (count * self.shards))
+
+    def __str__(self) -> str:
+        return f"{self.shards} shards" if self.alpha is None else f"α = {self.alpha:g}"
+
+
+@dataclass(frozen=True)
+class LabellingServer:
+    """Linear layer leakage from single clients whose images are given the labels that the same update tells."""
+
+    attack: LinearLeakage
+
+    @property
+    def name(self) -> str:
+        return self.attack.name
+
+    @property
+    def source(self) -> str:
+        return self.attack.source
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (*self.attack.reads, "network.head.weight", "network.head.bias")
+
+    def payload(self, model: nn.Module, public: ImageSet) -> Payload:
+        """The malicious model of the attack itself."""
+        return self.attack.payload(model, public)
+
+    def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0) -> Leak:
+        """What the attack takes, with labels and how sure they are."""
+        return match_labels(payload, updates, self.attack.reconstruct(payload, updates, seed=seed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,24 +116,22 @@ class NonIid:
     Attributes
     ----------
     table : DataFrame
-        The table `non_iid`, a row for each seed, skew and source (fedavg, gi, lll; centralised once a seed).
+        The table `non_iid`: dataset, seed, division (`Skew` in words, or "all"), alpha (NaN for shards and for all),
+        source, leak_rate (of the attacked images, at 20 dB), psnr (dB; gi: mean over all images, lll: over what
+        leaked), label_accuracy (gi: share of the batches' labels that were restored; lll: of the leaked images that
+        were matched with their own label), accuracy (test accuracy of the federation, or of a model trained on the
+        leak with the attacker's labels), images (trained on), expected_leak_rate (closed form, bins of equal mass),
+        largest_share and classes (means over clients: share of the commonest class, number of classes).
 
-        - Of all: dataset, seed, alpha (NaN for shards and for all images), source, leak_rate (of the attacked images,
-          at 20 dB), psnr (dB; gi: mean over all images, lll: median of what leaked), label_accuracy (gi: share of the
-          batches' labels that were restored; lll: of the leaked images that were matched with their own label),
-          accuracy (test accuracy of the federation, or of a model trained on the leak with the attacker's labels),
-          partition (dirichlet, shards or all), shards_per_client, images (trained on), largest_share and classes
-          (`skew_columns`).
-        - Of fedavg: restored_before and restored_after (share of the labels restored from one FedSGD step of whole
-          batches, `images_per_client` images each, before the federation's first round and after its last).
-        - Of gi: accuracy_same_images (trained on the very images that were attacked, with their labels: few images
-          of skewed clients may lack a class, however well they come out).
-        - Of lll: expected_leak_rate (closed form, bins of equal mass), leak_rate_by_labels and leak_rate_own_bins
-          (means over clients, see `per_client`); and of LOKI on the federation's own local steps under secure
-          aggregation, the round of notebook 03, leak_rate_fedavg, leak_rate_fedavg_silent (counted, if every used bin
-          fell silent) and expected_leak_rate_fedavg.
+        Sources: ``fedavg``, the federation; ``gi``, gradient inversion; ``same_images``, trained on the very images
+        that it attacked, for few images of skewed clients may lack a class, however well they come out; ``lll``, LOKI
+        on one step of single clients; ``lll_own_bins``, counted with bins fitted to each client, and
+        ``lll_by_labels``, foreseen (`per_client`); ``lll_local_steps``, LOKI on the federation's own local steps under
+        secure aggregation, the round of notebook 03, and ``lll_silent``, counted as if every used bin fell silent;
+        ``labels_untrained`` and ``labels_trained``, labels restored from one FedSGD step of whole batches, before the
+        federation's first round and after its last; ``centralised``, trained on all images, once a seed.
     clients : DataFrame
-        dataset, seed, alpha, partition, shards_per_client and the columns of `per_client`, a row an attacked client.
+        dataset, seed, division, alpha and the columns of `per_client`, a row an attacked client.
     counts : dict of str to Tensor
         By the words for the skew: (K, C) images of each client and class, of the last seed.
     """
@@ -71,40 +142,28 @@ class NonIid:
 
 
 def measure_non_iid(
-    data: Dataset,
+    bench: Bench,
     skews: Sequence[Skew],
-    federation: FederationSettings,
+    plan: FederationPlan,
     *,
     fc_factor: float,
     inversion: InversionSettings,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    model: str = "convnet",
-    width: int | None = None,
     cache: str | Path | None = None,
-    device: str = "cpu",
-    progress: bool = True,
 ) -> NonIid:
     """Divide the same images in several ways; of each division run the federation, and both attacks on it.
 
     Parameters
     ----------
-    data
-        Its training images are the clients'; test images measure accuracy and tell the attacker how bright images are.
+    bench
+        Its recipe is that of every training on a leak or on all images; give it `steps`, so that all take as many.
     skews
         The divisions.
-    federation
+    plan
         Clients, images that each uses in a round, and the federated training; its own `alpha` is not used.
     fc_factor
         Neurons of LOKI's layer for each image of a client.
     inversion
         Gradient inversion of consecutive batches, the clients taking turns.
-    recipe
-        Of every training on a leak or on all images; give it `steps`, so that all take as many.
-    seeds
-        Each decides the division, weights, mini-batches and attacks.
-    model, width
-        The network that is trained; LeNet stands behind LOKI's layers.
     cache
         Folder for finished parts of the inversion.
 
@@ -114,56 +173,55 @@ def measure_non_iid(
         Without a skew or a seed, for a skew given twice, or too few images; before anything is computed.
     """
     names = [str(skew) for skew in skews]
-    if not names or not seeds or len(set(names)) < len(names):
-        raise ValueError(f"skews are {names} and seeds {list(seeds)}; give at least one of each, and no skew twice")
-    setting = Setting("loki", "fedsgd", fc_factor, federation.clients, federation.images_per_client)
-    setting.check(data.train)
-    inversion.check(data, federation.clients)
-    rows: list[dict[str, object]] = []
-    each, held = [], {}
-    fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
-    jobs = [(seed, skew) for seed in seeds for skew in (None, *skews)]
-    for seed, skew in tqdm(jobs, desc=f"clients of {data.name}", disable=not progress, leave=False):
-        about: dict[str, object] = {"dataset": data.name, "seed": seed}
-        network = build(model, data, width=width, seed=seed)
-        learn = partial(fit, network, seed=seed)
+    if not names or not bench.seeds or len(set(names)) < len(names):
+        raise ValueError(f"skews are {names}, seeds {list(bench.seeds)}; give at least one of each, and no skew twice")
+    data, images = bench.data, plan.images_per_client
+    bench.check_images(plan.clients, images)
+    inversion.check(data, plan.clients)
+    for skew in skews:
+        fewest = skew.fewest(len(data.train), plan.clients)
+        if fewest < images or plan.clients * (fewest // inversion.batch_size) * inversion.batch_size < inversion.images:
+            raise ValueError(f"{skew} surely gives each client {fewest} images only; take fewer clients or images")
+    attack, attacked = Loki(fc_factor, images), plan.attacked(fc_factor)
+    of_clients, held = [], {}
+
+    def measured(skew: Skew | None, seed: int) -> list[dict[str, object]]:
         if skew is None:
-            row = {"alpha": nan, "source": "centralised", "accuracy": learn(data.train).accuracy, "partition": ALL}
-            rows.append({**about, **row, "images": len(data.train)})
-            continue
-        clients = skew.clients(data.train, federation.clients, seed)
-        held[str(skew)] = class_counts([client.data.labels for client in clients], data.num_classes)
-        about |= {**skew.columns(), **skew_columns(held[str(skew)])}
-        rows.append({**about, **_federated(data, clients, federation, network, seed, device)})
-        found = harvest(data, clients, inversion, seed=seed, cache=cache, device=device, progress=progress)
-        rows.append({**about, **_inverted(found, inversion.batch_size, learn)})
-        taken = leak_with_labels(setting, clients, data.test, seed=seed, device=device)
-        mine = per_client(taken, clients, data.test)
-        each.append(mine.assign(dataset=data.name, seed=seed, **skew.columns()))
-        row = {**_leaked(taken, mine, learn), "expected_leak_rate": setting.expected_leak_rate}
-        rows.append({**about, **row, **local_steps(data, clients, federation.attack(fc_factor), seed, device)})
-    first = ["dataset", "seed", "alpha", "source", "leak_rate", "psnr", "label_accuracy", "accuracy"]
-    own = ["dataset", "seed", "alpha", "partition", "shards_per_client", "client"]
-    return NonIid(_in_order(pd.DataFrame(rows), first), _in_order(pd.concat(each, ignore_index=True), own), held)
+            accuracy = bench.worth(data.train, seed)
+            return [{"division": "all", "source": "centralised", "accuracy": accuracy, "images": len(data.train)}]
+        clients = skew.clients(data.train, plan.clients, seed)
+        counts = held[str(skew)] = class_counts([client.data.labels for client in clients], data.num_classes)
+        about = {"division": str(skew), "alpha": nan if skew.alpha is None else float(skew.alpha)}
+        rows = _federation(bench, plan, clients, seed)
+        rows += _inversion(bench, clients, inversion, cache, seed)
+        one_step = bench.exchange(LabellingServer(attack), seed, clients, FedSGD(images))
+        mine = per_client(one_step, clients, data.test)
+        of_clients.append(mine.assign(dataset=data.name, seed=seed, **about))
+        rows += _one_step(bench, one_step, mine, expected_leak_rate(attack.neurons, images), seed)
+        steps = attacked.run(bench, seed, clients)
+        expected = {"expected_leak_rate": attacked.expected_leak_rate}
+        rows += [{"source": "lll_local_steps", "leak_rate": steps.score.leak_rate, **expected}]
+        rows += [{"source": "lll_silent", "leak_rate": silent_share(steps, attacked.local_steps)}]
+        about |= {"largest_share": commonest(counts).mean().item()}
+        about |= {"classes": (counts > 0).sum(1).double().mean().item()}
+        return [{**about, **row} for row in rows]
+
+    table = bench.rows([None, *skews], measured, "divisions")
+    first = ["dataset", "seed", "division", "alpha", "source", "leak_rate", "psnr", "label_accuracy", "accuracy"]
+    each = pd.concat(of_clients, ignore_index=True)
+    return NonIid(_beginning_with(table, first), _beginning_with(each, [*first[:4], "client"]), held)
 
 
-def local_steps(
-    data: Dataset, clients: Sequence[Client], setting: Setting, seed: int, device: str = "cpu"
-) -> dict[str, float]:
-    """LOKI against local steps: what leaks, what would if used bins fell silent, and the closed form.
-
-    A used bin is pushed out of reach by the gradient of its own image. A client of one class learns it within a step
-    or two; its later gradients are next to nothing, and push nothing.
-    """
-    found = attack_round(setting, clients, data.test, seed=seed, with_ssim=False, device=device)
-    group = clients[: setting.clients]
-    images, _ = gather(group, draw_batches(group, setting.make_protocol(), seed).positions)
-    silent = alone(brightness(images), bin_edges(found.payload).unsqueeze(0))
-    return {
-        "leak_rate_fedavg": found.score.leak_rate,
-        "leak_rate_fedavg_silent": silent.double().mean().item(),
-        "expected_leak_rate_fedavg": setting.expected_leak_rate,
-    }
+def _federation(bench: Bench, plan: FederationPlan, clients: Sequence[Client], seed: int) -> list[dict[str, object]]:
+    first, images = clients[: plan.clients_per_round], plan.images_per_client
+    before = restored_share(bench.network(seed), first, images, seed, bench.device)
+    found = plan.train(bench, seed, clients, evaluate_every=plan.rounds)
+    after = restored_share(found.model, first, images, seed, bench.device)
+    return [
+        {"source": "fedavg", "accuracy": found.accuracy, "images": sum(len(client.data) for client in clients)},
+        {"source": "labels_untrained", "label_accuracy": before},
+        {"source": "labels_trained", "label_accuracy": after},
+    ]
 
 
 def restored_share(model: nn.Module, clients: Sequence[Client], images: int, seed: int, device: str = "cpu") -> float:
@@ -174,44 +232,87 @@ def restored_share(model: nn.Module, clients: Sequence[Client], images: int, see
     return label_accuracy(restored, class_counts(list(labels), restored.shape[1])).mean().item()
 
 
-def _federated(
-    data: Dataset, clients: Sequence[Client], settings: FederationSettings, network: nn.Module, seed: int, device: str
-) -> dict[str, object]:
-    before = restored_share(network, clients[: settings.clients_per_round], settings.images_per_client, seed, device)
-    result = federate(
-        deepcopy(network).to(device),
-        clients,
-        settings.protocol(),
-        rounds=settings.rounds,
-        clients_per_round=settings.clients_per_round,
-        evaluate=partial(evaluate, images=data.test),
-        evaluate_every=settings.rounds,
-        seed=seed,
-    )
-    images = sum(len(client.data) for client in clients)
-    row = {"source": "fedavg", "accuracy": result.accuracy, "images": images, "restored_before": before}
-    after = restored_share(
-        result.model, clients[: settings.clients_per_round], settings.images_per_client, seed, device
-    )
-    return {**row, "restored_after": after}
-
-
-def _inverted(found: Harvest, batch_size: int, learn: Callable) -> dict[str, object]:
+def _inversion(
+    bench: Bench, clients: Sequence[Client], settings: InversionSettings, cache: str | Path | None, seed: int
+) -> list[dict[str, object]]:
     """Batches stand in the same order in leak and truth; the labels of each are compared as a multiset."""
-    classes = found.true.num_classes
-    restored, true = (one_hot(each.labels.view(-1, batch_size), classes).sum(1) for each in (found.leak, found.true))
-    row = {"source": "gi", "leak_rate": found.leak_rate, "psnr": found.quality["psnr"].mean()}
-    row |= {"label_accuracy": label_accuracy(restored, true).mean().item(), "images": len(found.leak)}
-    return {**row, "accuracy": learn(found.leak).accuracy, "accuracy_same_images": learn(found.true).accuracy}
+    options = {"cache": cache, "device": bench.device, "progress": bench.progress}
+    found = harvest(bench.data, clients, settings, seed=seed, **options)
+    batches = (each.labels.view(-1, settings.batch_size) for each in (found.leak, found.true))
+    restored, true = (one_hot(labels, bench.data.num_classes).sum(1) for labels in batches)
+    images, right = len(found.leak), label_accuracy(restored, true).mean().item()
+    row = {"source": "gi", "leak_rate": found.leak_rate, "psnr": found.quality["psnr"].mean(), "label_accuracy": right}
+    return [
+        {**row, "accuracy": bench.worth(found.leak, seed), "images": images},
+        {"source": "same_images", "accuracy": bench.worth(found.true, seed), "images": images},
+    ]
 
 
-def _leaked(taken: LabelledLeak, mine: pd.DataFrame, learn: Callable) -> dict[str, object]:
-    summary = taken.score.summary()
-    row = {"source": "lll", "leak_rate": summary["leak_rate"], "psnr": summary["psnr"], "images": len(taken.leak)}
-    row["label_accuracy"] = taken.label_accuracy
-    row |= {name: mine[name].mean() for name in ("leak_rate_by_labels", "leak_rate_own_bins")}
-    return {**row, "accuracy": learn(taken.leak.labelled()).accuracy}
+def _one_step(
+    bench: Bench, exchange: Exchange, each: pd.DataFrame, expected: float, seed: int
+) -> list[dict[str, object]]:
+    leak, true, images = exchange.leak, exchange.score.true_labels, exchange.score.images
+    shown, labelled = true >= 0, leak[leak.labels >= 0]
+    right = (leak.labels == true)[shown].double().mean().item() if shown.any() else nan
+    row = {"source": "lll", "leak_rate": exchange.score.leak_rate, "psnr": images.loc[images["leaked"], "psnr"].mean()}
+    row |= {"label_accuracy": right, "accuracy": bench.worth(labelled, seed), "images": len(leak)}
+    return [
+        {**row, "expected_leak_rate": expected},
+        {"source": "lll_own_bins", "leak_rate": each["leak_rate_own_bins"].mean()},
+        {"source": "lll_by_labels", "leak_rate": each["leak_rate_by_labels"].mean()},
+    ]
 
 
-def _in_order(table: pd.DataFrame, first: list[str]) -> pd.DataFrame:
+def per_client(exchange: Exchange, clients: Sequence[Client], public: ImageSet) -> pd.DataFrame:
+    """What leaked of each client, beside what other bins would leak and what its labels let expect.
+
+    Parameters
+    ----------
+    exchange
+        LOKI on one step of single clients.
+    clients
+        Those that were attacked.
+    public
+        What the attacker's bins were fitted to.
+
+    Returns
+    -------
+    DataFrame
+        A row a client: client (its id), largest_share (of its attacked images, that of the commonest class), spread
+        (standard deviation of the brightness of its images over that of the public ones), leak_rate,
+        leak_rate_own_bins (counted, with bins of equal mass under a normal fitted to all images of the client: what an
+        attacker who knew their mean and spread would get), leak_rate_by_labels (`expected_by_labels`).
+    """
+    counts, edges = class_counts(list(exchange.truth.labels), public.num_classes), bin_edges(exchange.payload)
+    own = [brightness(client.data.images) for client in clients]
+    centre, spread = (torch.stack([part.mean() for part in own]), torch.stack([part.std(correction=0) for part in own]))
+    own_bins = alone(brightness(exchange.truth.images).unsqueeze(1), normal_edges(centre, spread, len(edges) - 1))
+    rates = exchange.score.images.groupby("client")["leaked"].mean()
+    columns = {
+        "client": [client.id for client in clients],
+        "largest_share": commonest(counts).tolist(),
+        "spread": (spread / brightness(public.images).std(correction=0)).tolist(),
+        "leak_rate": [rates[client.id] for client in clients],
+        "leak_rate_own_bins": own_bins.double().mean((1, 2)).tolist(),
+        "leak_rate_by_labels": expected_by_labels(counts, class_masses(public, edges)).tolist(),
+    }
+    return pd.DataFrame(columns)
+
+
+def silent_share(exchange: Exchange, local_steps: int) -> float:
+    """Share of the images that would leak from local steps if every used bin fell silent.
+
+    A used bin is pushed out of reach by the gradient of its own image. A client of one class learns it within a step
+    or two; its later gradients are next to nothing, and push nothing.
+    """
+    values = brightness(exchange.truth.images).unflatten(1, (local_steps, -1))
+    return alone(values, bin_edges(exchange.payload).unsqueeze(0)).double().mean().item()
+
+
+def commonest(counts: Tensor) -> Tensor:
+    """(K, C) images of each class -> (K,) share of the commonest class."""
+    return counts.max(1).values / counts.sum(1)
+
+
+def _beginning_with(table: pd.DataFrame, first: list[str]) -> pd.DataFrame:
     return table[[*first, *(name for name in table if name not in first)]]

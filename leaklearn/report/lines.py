@@ -127,7 +127,8 @@ def points(
 ) -> Figure:
     """A measure against categories: means as marks with bars for the 95 % interval over seeds, single seeds as dots.
 
-    Parameters as in `lines`; cases of `by` stand side by side within a category.
+    Parameters as in `lines`; cases of `by` stand side by side within a category, or colour the categories
+    themselves where `by` is `x`.
 
     Parameters
     ----------
@@ -149,14 +150,14 @@ def points(
         there = [category for category in categories if (part[x] == category).any()]
         part = part.dropna(subset=[column])
         cases = [case for case in known if case is None or (part[by] == case).any()]
-        width = 0.7 / max(1, len(cases))
+        width = 0.7 / (1 if by == x else max(1, len(cases)))
         for number, case in enumerate(cases):
             mine = part if case is None else part[part[by] == case]
             look = name("" if case is None else case, known.index(case))
             text = (labels or {}).get(case, look.label)
-            shift = (number - (len(cases) - 1) / 2) * width
+            shift = 0.0 if by == x else (number - (len(cases) - 1) / 2) * width
             beside = 0.3 * width if dots else 0.0
-            _marks(ax, mine, x, column, there, shift, beside, look, text if by else "", horizontal)
+            _marks(ax, mine, x, column, there, shift, beside, look, text if by and by != x else "", horizontal)
             if law and law in mine:
                 _law(ax, mine, x, law, there, shift, width, horizontal)
         _levels(ax, across, part[panels].iloc[0] if panels and len(part) else None, horizontal)
@@ -226,7 +227,7 @@ def _look(key: object, cases: list[list], labels: Mapping[object, str] | None) -
     if len(key) == 1:
         return look, text, "-"
     dash = DASHES[cases[1].index(key[1]) % len(DASHES)]
-    return look, f"{text}, {(labels or {}).get(key[1], label(key[1]))}", dash
+    return look, ", ".join(filter(None, (text, (labels or {}).get(key[1], label(key[1]))))), dash
 
 
 def _band(ax: Axes, mine: pd.DataFrame, x: str, column: str, look: Name, text: str, dash: str, dots: bool) -> None:
