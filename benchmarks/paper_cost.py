@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leaklearn import parameters
 from leaklearn.data.catalogue import CATALOGUE
-from leaklearn.experiments.batches import NETWORKS
 from leaklearn.files import REPOSITORY
 from leaklearn.learning.recipe import Recipe
 from leaklearn.models import build
@@ -62,8 +61,10 @@ def gradient_inversion(p: dict) -> Work:
 def training_on_leaks(p: dict) -> Work:
     found: Work = []
     for name in p["datasets"]:
-        trainings = 4 + len(p["fc_factors"])
-        found += trained(p, name, trainings, p["epochs"] * CATALOGUE[name].train) + trained(p, name, 1, federated(p))
+        splits = 1 + len(p["alphas"])
+        trainings = 3 + splits + len(p["fc_factors"])
+        found += trained(p, name, trainings, p["epochs"] * CATALOGUE[name].train)
+        found += trained(p, name, splits, federated(p))
         found += inverted(p, name, p["gi_images"])
     return found
 
@@ -136,9 +137,8 @@ COUNTED = {
 @cache
 def operations(kind: str, network: str, name: str) -> float:
     """Floating-point operations for one image: of a training step, or of an iteration of gradient inversion."""
-    architecture, settings = NETWORKS.get(network, (network, {}))
     info = CATALOGUE[name].info(tuple(map(str, range(CATALOGUE[name].num_classes))))
-    model = build(architecture, info, **settings).eval()
+    model = build(network, info).eval()
     images = torch.rand(2, *info.shape, requires_grad=True)
     labels, inverting = torch.zeros(2, dtype=torch.int64), kind == "inversion"
     with FlopCounterMode(display=False) as counter:

@@ -13,7 +13,7 @@ from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.attacks.labels.class_counts import nearest_counts, on_simplex, solve_counts
 from leaklearn.attacks.labels.restoration import solve_system
 from leaklearn.data import load
-from leaklearn.experiments.labels import label_accuracy, restoration_table
+from leaklearn.evaluation import label_accuracy
 from leaklearn.federated import FedAvg, FedSGD, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.models import build
 
@@ -231,14 +231,3 @@ def test_wrong_use():
     with pytest.raises(ValueError, match="pass public="):
         restore_labels(*odd, "rlu")
     assert restore_labels(*odd).method == "ilrg"
-
-
-def test_table(mnist):
-    table = restoration_table(mnist, ("lenet", "convnet"), (2,), ("gradinversion", "auto"), (0,), draws=3, epochs=(0,))
-    assert len(table) == 2 + 4
-    assert table.label_accuracy.between(0, 1).all()
-    assert set(table.batch_norm) == {"none", "eval", "train"}
-    with pytest.raises(ValueError, match="unknown methods"):
-        restoration_table(mnist, methods=("magic",))
-    with pytest.raises(ValueError, match="fewer draws"):
-        restoration_table(mnist, batch_sizes=(1000,))

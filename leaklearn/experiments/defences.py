@@ -26,7 +26,7 @@ from leaklearn.experiments.bench import READABLE_DB, Bench, Exchange
 from leaklearn.experiments.defended_federation import DETECTION, NO_DEFENCE, NONE, SECURE, Case, DefendedFederation
 from leaklearn.federated import Client, Payload, PrivateSGD, Updates, respond
 from leaklearn.federated.clients import client_seed
-from leaklearn.federated.detection import Detector
+from leaklearn.federated.detection import inspect
 from leaklearn.federated.private import epsilon
 from leaklearn.leaks import Leak, merge
 from leaklearn.models import build
@@ -135,7 +135,7 @@ def positions_in_bins(leak: Leak, payload: Payload, truth: Truth) -> Tensor:
 def answering(payload: Payload, clients: Sequence[Client]) -> list[Client]:
     """The clients whose tests find nothing wrong with this model; the others refuse to answer."""
     own = [(client, client.data.images.float() / 255, client.data.labels) for client in clients]
-    return [client for client, images, labels in own if not Detector().inspect(payload, images, labels).suspicious]
+    return [client for client, images, labels in own if not inspect(payload, images, labels).suspicious]
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,26 +46,21 @@ def pictures(found: Exchange, places: Sequence[int] = range(SHOWN)) -> Pictures:
     return Pictures(truth[chosen], images[chosen], found.quality["psnr"].iloc[chosen].tolist())
 
 
-def check(bench: Bench, networks: Sequence[str], images: int = 0, **lists: tuple[Sequence, float | None]) -> None:
+def check(bench: Bench, networks: Sequence[str], most: int = 0, /, least: float = 1, **lists: Sequence) -> None:
     """Refuse what cannot work, before anything is computed.
 
-    A ValueError for an unknown network, more `images` at once than there are training images, or a list that is empty,
-    has a value twice or one below its least. `lists` are values by their parameter's name, with the least of them
-    (None: they are names).
+    A ValueError for an unknown network, if there are not as many training images as are needed at once (`most`), or for
+    a list (by its parameter's name) that is empty, has a value twice, or a number below `least`.
     """
     for name in dict.fromkeys([bench.model, *networks]):
         build(name, bench.data)
-    if images > len(bench.data.train):
-        raise ValueError(
-            f"{images} images are to be attacked, more than the {len(bench.data.train)} training images of "
-            f"{bench.data.name}"
-        )
-    for name, (values, least) in lists.items():
+    draw_images(bench.data, most, seed=0)
+    for name, values in lists.items():
         if not values:
             raise ValueError(f"{name} is empty; give at least one value")
         if len(set(values)) < len(values):
             raise ValueError(f"{name} {list(values)} has a value twice; give each once")
-        if least is not None and min(values) < least:
+        if not isinstance(values[0], str) and min(values) < least:
             raise ValueError(f"{name} {list(values)} has {min(values)}; the least is {least}")
 
 
@@ -136,7 +131,7 @@ def measure_quality(
     ValueError
         For an unknown name or too few images; before anything is computed.
     """
-    check(bench, networks, batch_sizes=(batch_sizes, 1), attacks=([attack.name for attack in attacks], None))
+    check(bench, networks, batch_sizes=batch_sizes, attacks=[attack.name for attack in attacks])
     for size in batch_sizes:
         draw_clients(bench.data, size, images, 0)
     examples: dict[tuple[str, str, int], Pictures] = {}
@@ -195,7 +190,7 @@ def measure_cost(
     batch_sizes: Sequence[int],
     *,
     images: int = 256,
-    timed: int = 3,
+    timed: int = 2,
 ) -> pd.DataFrame:
     """Time a few iterations of each attack on as many clients at once as `images` and the engine's own limit allow.
 
@@ -213,7 +208,7 @@ def measure_cost(
     ValueError
         For an unknown name or too few images.
     """
-    check(bench, networks, max(images, *batch_sizes), batch_sizes=(batch_sizes, 1))
+    check(bench, networks, max(images, *batch_sizes), batch_sizes=batch_sizes)
     device = torch.device(bench.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
@@ -286,7 +281,8 @@ def measure_labels(
     unknown = [method for method in methods if method not in METHODS]
     if unknown:
         raise ValueError(f"unknown methods {unknown}; choose from {', '.join(METHODS)}")
-    check(bench, networks, draws * max(batch_sizes), batch_sizes=(batch_sizes, 1), epochs=(epochs, 0))
+    check(bench, networks, draws * max(batch_sizes), batch_sizes=batch_sizes)
+    check(bench, [], least=0, epochs=epochs)
 
     def restored(case: tuple[str, int], seed: int) -> list[dict[str, object]]:
         name, passes = case

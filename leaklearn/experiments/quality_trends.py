@@ -7,7 +7,7 @@ linear layer leakage one round of FedSGD is looked at image by image, and attack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
@@ -89,8 +89,8 @@ def measure_inversion_trends(
     ValueError
         For an unknown name, or numbers that are out of range; before anything is computed.
     """
-    lists = {"batch_sizes": (batch_sizes, 1), "epochs": (epochs, 0), "iterations": (iterations, 1)}
-    check(bench, [network], images, seeds=(bench.seeds, 0), **lists)
+    check(bench, [network], images, batch_sizes=batch_sizes, iterations=iterations)
+    check(bench, [], least=0, seeds=bench.seeds, epochs=epochs)
     odd = [size for size in (*batch_sizes, USUAL) if images < 1 or images % size]
     if odd:
         raise ValueError(f"images is {images}; take a multiple of {odd[0]}, so that batches of {odd[0]} hold them all")
@@ -147,20 +147,40 @@ def _stage_rows(run: Exchange, pairs: pd.DataFrame, epochs: int) -> list[dict[st
     return _rows(pairs, "training_stage", epochs) + _rows(pairs[right.numpy()], "training_stage_right_labels", epochs)
 
 
+def veiled(bench: Bench, attacked: Round, shifts: Sequence[float], network: str = "lenet") -> dict[float, ImageSet]:
+    """By shift, the attacker's own images, the test images, as much too bright: for `measure_linear_trends`.
+
+    Shifts are in standard deviations of brightness (`brighten`); occupancy and brightness are measured at 0, which must
+    be among them.
+
+    Raises
+    ------
+    ValueError
+        For an attack without bins, shifts without 0 or out of range, an unknown network, or too few images.
+    """
+    check(bench, [network], least=0, seeds=bench.seeds, shifts=shifts)
+    bench.check_images(attacked.clients, attacked.images)
+    if 0 not in shifts:
+        raise ValueError(f"shifts are {list(shifts)}; add 0.0, the bins that fit: occupancy is measured there")
+    if attacked.attack.payload(build(network, bench.data), bench.data.test).model.block.bins is None:
+        name = attacked.attack.name
+        raise ValueError(f"{name} has no bins of brightness; choose robbing_the_fed, its bounded variant, or loki")
+    return {shift: brighten(bench.data.test, shift) for shift in sorted(set(shifts))}
+
+
 def measure_linear_trends(
-    bench: Bench, attacked: Round, shifts: Sequence[float] = (0.0, 0.5, 1.0, 2.0), network: str = "lenet"
+    bench: Bench, attacked: Round, public: Mapping[float, ImageSet], network: str = "lenet"
 ) -> pd.DataFrame:
     """Attack one round of FedSGD, once for each seed and shift, and look at every image.
 
     Parameters
     ----------
     bench
-        Its training images are the clients', its test images the attacker's own.
+        Its training images are the clients'.
     attacked
         By an attack that has bins of brightness.
-    shifts
-        By how many standard deviations of brightness the attacker's own images are brighter than they should be
-        (`brighten`); occupancy and brightness are measured at 0, which must be among them.
+    public
+        The attacker's own images by how much too bright they are: `veiled`.
     network
         The honest network behind the malicious layer, untrained.
 
@@ -171,21 +191,7 @@ def measure_linear_trends(
         psnr_median, each of the nearest reconstruction, leak_rate (share at 20 dB or more), images (how many). Factors
         and their values: occupancy (images of the client in the image's bin, 4 for four or more, 0 outside of all
         bins); brightness (fifth by mean pixel, 1 the darkest); bin_mismatch (the shift).
-
-    Raises
-    ------
-    ValueError
-        For an attack without bins, shifts without 0 or out of range, or too few images; before anything is computed.
     """
-    check(bench, [network], seeds=(bench.seeds, 0), shifts=(shifts, 0))
-    bench.check_images(attacked.clients, attacked.images)
-    if 0 not in shifts:
-        raise ValueError(f"shifts are {list(shifts)}; add 0.0, the bins that fit: occupancy is measured there")
-    block = attacked.attack.payload(build(network, bench.data), bench.data.test).model.block
-    if block.bins is None:
-        name = attacked.attack.name
-        raise ValueError(f"{name} has no bins of brightness; choose robbing_the_fed, its bounded variant, or loki")
-    public = {shift: brighten(bench.data.test, shift) for shift in sorted(set(shifts))}
 
     def factors(shift: float, seed: int) -> list[dict[str, object]]:
         sent = build(network, bench.data, seed=seed)

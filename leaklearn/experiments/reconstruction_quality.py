@@ -21,10 +21,10 @@ from leaklearn.data.images import ImageSet
 from leaklearn.evaluation import Truth, assign, psnr, ssim
 from leaklearn.evaluation.similarity import network_distances
 from leaklearn.evaluation.worth import equivalent_sizes
-from leaklearn.experiments.batches import attacked_network
 from leaklearn.experiments.bench import Bench
 from leaklearn.federated import Client, Draw, FedSGD
 from leaklearn.learning import train
+from leaklearn.models import build
 
 MEASURES = {"psnr": True, "ssim": True, "perceptual": False, "feature": False}
 """Measures of quality, and whether more of it is better."""
@@ -127,7 +127,7 @@ def compare_quality(
         )
     if not EDGES[0] < poor_db <= EDGES[-1]:
         raise ValueError(f"poor_db is {poor_db}; it lies above {EDGES[0]} dB and is at most {EDGES[-1]} dB")
-    attacked_network(network, data)
+    build(network, data)
     graded = {seed: grade(bench, attack, network, batch_sizes, images, seed) for seed in bench.seeds}
     single = train_groups(bench, graded, per_class, groups)
     if single.empty:
@@ -161,7 +161,7 @@ def grade(
     """
     attacked, total = balanced(bench.data.train, images, seed), attack.settings.iterations
     looks = [0, *sorted({round(total ** (i / (LOOKS - 1))) for i in range(LOOKS)})]
-    sent = attacked_network(network, bench.data, seed)
+    sent = build(network, bench.data, seed=seed)
     found, rows = [], []
     for size in batch_sizes:
         clients = [Client(i, attacked[i * size : (i + 1) * size]) for i in range(images // size)]

@@ -17,7 +17,7 @@ from functools import partial
 import pandas as pd
 
 from leaklearn.report import rules_inversion, rules_leakage, rules_learning, rules_training
-from leaklearn.report.verdicts import Finding
+from leaklearn.report.verdicts import DATASET, Finding
 
 KNOWN = (
     "Of the paper we knew its abstract, summaries and numbers, not its body: its federation, networks and training "
@@ -67,7 +67,8 @@ class Statement:
 
 
 _TRAINING = {"training": ("source", "accuracy")}
-_QUALITY = {"gi_quality": ("model", "attack", "batch_size", "psnr")}
+_QUALITY = {"gi_quality": ("model", "attack", "batch_size", "iterations", "psnr")}
+_BREACH = ("readable", "readable_images", "images", "psnr_of_mean_colour", "psnr_of_mean_image")
 _COST = {"gi_cost": ("model", "attack", "batch_size", "device", "iterations", "days_for_50k")}
 _LEAKAGE = {"lll_leakage": (*rules_leakage.SETTING, "leak_rate", "expected_leak_rate")}
 
@@ -77,7 +78,7 @@ STATEMENTS = (
         "Leaked data train better models than benign FL: FL < GI-leaked ≤ LLL-leaked (ideal labels) ≤ centralised.",
         "03_training_on_leaked_data",
         "accuracy",
-        _TRAINING,
+        {**_TRAINING, "rounds": ("alpha", "round", "accuracy")},
         rules_training.training_order,
         "72.76 < 90.34 ≤ 93.16 % ≤ unknown",
     ),
@@ -140,7 +141,10 @@ STATEMENTS = (
         "FedAvg's local steps: what leaks and what it is worth.",
         "04_fedavg",
         "local_steps",
-        {"fedavg": ("attack", "local_steps", "local_epochs", "leak_rate", "expected_leak_rate", "psnr", "accuracy")},
+        {
+            "fedavg": ("attack", "local_steps", "local_epochs", "leak_rate", "expected_leak_rate", "psnr", "accuracy"),
+            "leak_by_round": ("round", "source", "accuracy"),
+        },
         rules_training.local_steps,
     ),
     Statement(
@@ -224,7 +228,7 @@ STATEMENTS = (
         "GI can breach privacy at batch size 100.",
         "01_gradient_inversion",
         "reconstructions",
-        _QUALITY,
+        {"gi_quality": (*_QUALITY["gi_quality"], *_BREACH)},
         rules_inversion.breach,
         "batch size 100",
         100,
@@ -240,7 +244,7 @@ def statement(name: str) -> Statement:
     raise ValueError(f"no claim or number {name!r}; there are {', '.join(each.id for each in STATEMENTS)}")
 
 
-def lines_of(*names: str) -> dict[str, float]:
-    """The paper's single numbers as levels for a chart, by the text that names them: `paper, P3: 93.16 %`."""
+def lines_of(*names: str) -> dict[str, dict[str, float]]:
+    """The paper's accuracies as levels for `lines` and `points`, on its data set alone: `paper, P3: 93.16 %`."""
     found = map(statement, names)
-    return {f"paper, {each.id}: {each.paper.split(' (')[0]}": float(each.value) for each in found}
+    return {f"paper, {each.id}: {each.paper.split(' (')[0]}": {DATASET: each.value / 100} for each in found}

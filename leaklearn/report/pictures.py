@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -77,29 +77,6 @@ def labelled_rows(rows: Sequence[tuple[str, Tensor, Sequence[str]]], title: str 
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
     fig.suptitle(title, x=0.01, ha="left")
     return fig
-
-
-def reconstruction_grid(
-    originals: Mapping[int, Tensor], reconstructions: Mapping[int, Tensor], psnr: Mapping[int, Sequence[float]]
-) -> Figure:
-    """For each batch size the true images above their reconstructions, with the PSNR beneath; equal truths once.
-
-    Parameters
-    ----------
-    originals, reconstructions
-        (n, C, H, W) in [0, 1] or uint8 by batch size, already assigned; some of each batch, n may differ.
-    psnr
-        (n,) dB of each pair, by batch size.
-    """
-    first = next(iter(originals.values()))
-    same = all(torch.equal(first, truth) for truth in originals.values())
-    rows = [("truth", first, [])] if same else []
-    for batch, truth in originals.items():
-        if not same:
-            rows.append((f"batch size {batch}\ntruth", truth, []))
-        name = f"batch size {batch}" if same else "read from\nthe update"
-        rows.append((name, reconstructions[batch], [f"{float(db):.1f} dB" for db in psnr[batch]]))
-    return labelled_rows(rows, "What one gradient shows: truth above, reconstruction below")
 
 
 def pairs(anatomy: Anatomy, columns: int = 12, rows: int = 2) -> Figure:

@@ -5,15 +5,17 @@ The paper's network and iterations are unknown, so each finding names the networ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import log2, nan
+from collections.abc import Collection, Mapping
+from itertools import pairwise
+from math import log2
 
-import numpy as np
 import pandas as pd
 
+from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.evaluation.statistics import Interval, interval
 from leaklearn.report.verdicts import (
     DATASET,
+    MEASURED,
     NOT_COMPARABLE,
     NOT_REPRODUCED,
     NOT_RUN,
@@ -22,101 +24,118 @@ from leaklearn.report.verdicts import (
     SEEDS,
     Finding,
     count_seeds,
+    over,
 )
 
 # Ours, not the paper's: a PSNR is reproduced when it falls short by 1 dB at most, partly by 3; a time within a factor
-# of 2. An image is readable from 20 dB on, the threshold of `leak_rate` throughout. Enormous is a day or more.
+# of 2; fewer readable images than ten are no breach.
 CLOSE_DB, NEAR_DB = 1.0, 3.0
 TIMES = 2.0
-READABLE_DB = 20.0
-ENORMOUS_DAYS = 1.0
+FEWEST_IMAGES = 10
 
 USUAL = 4
 """The batch size of the paper's P4 and P5."""
 
-# The attack that P5 names, as published.
 PUBLISHED = "inverting_gradients"
+"""The attack that P5 names, as published."""
 
-
-def curve_columns(table: pd.DataFrame) -> list[str]:
-    """What makes one curve over the batch size: network and attack, and iterations where an attack ran with several."""
-    one = [name for name in ("dataset", "device", "model", "attack", "batch_size", "seed") if name in table]
-    repeated = table.duplicated(one).any()
-    return ["model", "attack", "iterations"] if repeated and "iterations" in table else ["model", "attack"]
+CURVE = ["model", "attack", "iterations"]
+"""What makes one curve over the batch size."""
 
 
 def quality_falls(gi_quality: pd.DataFrame) -> list[Finding]:
-    """C2: PSNR, and downstream accuracy where the table has it, fall with the batch; measured is dB per doubling.
+    """C2: PSNR, and accuracy where the table has it, fall from each batch size to the next; measured is the least step.
 
-    A curve falls when the interval over seeds of its slope against log2(batch size) lies below 0, and does not when
-    the mean slope is not negative. Without a column `accuracy` (of a model trained on the reconstructions) half of the
-    claim is untested and the verdict at most "partly".
+    A curve (network and attack) holds where every step falls for sure: its difference, paired by seed, has an interval
+    below 0. It fails where a step rises for sure, or none falls; else it is open. Reproduced when all curves hold, over
+    `SEEDS` seeds; not reproduced when some fail and none holds; else partly. Without accuracy half of the claim is
+    untested and the verdict at most partly.
     """
     return [_falls(str(name), frame) for name, frame in gi_quality.groupby("dataset", sort=False)]
 
 
 def _falls(dataset: str, frame: pd.DataFrame) -> Finding:
-    slopes = _slopes(frame, "psnr")
-    if not slopes:
+    curves = {(name, "psnr"): steps for name, steps in _steps(frame, "psnr").items()}
+    if not curves:
         return Finding(dataset, NOT_RUN, "no attack in the table gi_quality has two batch sizes")
-    states = [_state(slope) for slope in slopes.values()]
-    reasons = [f"{name}: {slope.mean:+.2f} dB a doubling" for name, slope in slopes.items()]
-    downstream = _slopes(frame, "accuracy") if "accuracy" in frame else {}
-    states += [_state(slope) for slope in downstream.values()]
-    reasons += [f"{name}: {100 * slope.mean:+.2f} points of accuracy a doubling" for name, slope in downstream.items()]
-    if not downstream:
+    if "accuracy" in frame:
+        curves |= {(name, "accuracy"): steps for name, steps in _steps(frame, "accuracy").items()}
+    states, reasons = [], []
+    for (name, column), steps in curves.items():
+        states.append(_state(steps.values()))
+        sure = sum(step.high < 0 for step in steps.values())
+        rising = [step for step in steps if steps[step].low > 0]
+        least = rising or [max(steps, key=lambda step: steps[step].mean)]
+        told = ", ".join(f"{step} by {_told(steps[step], column)}" for step in least)
+        text = f"{name}: {sure} of {len(steps)} steps of {column} fall for sure"
+        reasons.append(f"{text}, {'it rises' if rising else 'weakest'} from {told}")
+    if all(column == "psnr" for _, column in curves):
         reasons.append("downstream accuracy not measured at several batch sizes")
-    fewest = min(slope.n for slope in slopes.values())
+        states.append("open")
+    fewest = min(step.n for steps in curves.values() for step in steps.values())
     reasons.append(count_seeds(fewest))
     if "fails" in states:
-        verdict = NOT_REPRODUCED if "holds" not in states else PARTLY
+        verdict = PARTLY if "holds" in states else NOT_REPRODUCED
     else:
-        verdict = REPRODUCED if "open" not in states and downstream and fewest >= SEEDS else PARTLY
-    flattest = max(slopes.values(), key=lambda slope: slope.mean)
-    why, unit = "; ".join(reasons), "dB a doubling, flattest"
-    return Finding(dataset, verdict, why, flattest.mean, flattest.low, flattest.high, unit)
+        verdict = PARTLY if "open" in states or fewest < SEEDS else REPRODUCED
+    steps = [step for (_, column), found in curves.items() if column == "psnr" for step in found.values()]
+    least = max(steps, key=lambda step: step.mean)
+    return Finding(dataset, verdict, "; ".join(reasons), least.mean, least.low, least.high, "dB, least of the steps")
 
 
-def _slopes(frame: pd.DataFrame, measure: str) -> dict[str, Interval]:
-    """Change of a measure for each doubling of the batch, over seeds, of every curve with two batch sizes or more."""
+def _steps(frame: pd.DataFrame, column: str) -> dict[str, dict[str, Interval]]:
+    """By curve, the change from each batch size to the next: `4 to 16`."""
     found = {}
-    for names, curve in frame.dropna(subset=[measure]).groupby(curve_columns(frame), sort=False):
-        slopes = []
-        for _, points in curve.groupby("seed"):
-            mean = points.groupby("batch_size")[measure].mean()
-            if len(mean) > 1:
-                slopes.append(np.polyfit([log2(size) for size in mean.index], mean, 1)[0])
-        if slopes:
-            found[", ".join(map(str, names))] = interval(slopes)
+    for names, curve in frame.dropna(subset=[column]).groupby(CURVE, sort=False):
+        by_size = curve.pivot_table(index="seed", columns="batch_size", values=column).sort_index(axis=1)
+        steps = {}
+        for small, large in pairwise(by_size):
+            step = over(by_size[large] - by_size[small])
+            if step.n:
+                steps[f"{small} to {large}"] = step
+        if steps:
+            found["{}, {}, {:,} iterations".format(*names)] = steps
     return found
 
 
-def _state(slope: Interval) -> str:
-    return "fails" if slope.mean >= 0 else "holds" if slope.high < 0 else "open"
+def _state(steps: Collection[Interval]) -> str:
+    if any(step.low > 0 for step in steps) or not any(step.mean < 0 for step in steps):
+        return "fails"
+    return "holds" if all(step.high < 0 for step in steps) else "open"
+
+
+def _told(step: Interval, column: str) -> str:
+    scale, unit = (100, "points") if column == "accuracy" else (1, "dB")
+    told = step.scaled(scale)
+    spread = f" [{told.low:+.2f}, {told.high:+.2f}]" if told.n > 1 else ""
+    return f"{told.mean:+.2f}{spread} {unit}"
 
 
 def cost(gi_cost: pd.DataFrame) -> list[Finding]:
-    """C3: days for 50,000 images by the attack as published, and how far another attack cuts them; for each network.
+    """C3, a question: days for 50,000 images by the attack as published, and how far the cheapest one cuts them.
 
-    Enormous is `ENORMOUS_DAYS` or more, at the paper's batch size or the one nearest to it.
+    For each network and device, at the paper's batch size or the one nearest to it.
     """
     found = []
     for (dataset, model, device), frame in gi_cost.groupby(["dataset", "model", "device"], sort=False):
         part, batch = f"{model} on {device}", _nearest_batch(frame)
-        frame = frame[frame["batch_size"] == batch]
-        days = {str(attack): _mean(rows["days_for_50k"]) for attack, rows in frame.groupby("attack", sort=False)}
+        days = frame[frame["batch_size"] == batch].pivot_table(index="seed", columns="attack", values="days_for_50k")
         if PUBLISHED not in days:
             found.append(Finding(str(dataset), NOT_RUN, f"{PUBLISHED} is not in the table gi_cost", detail=part))
             continue
-        published, cheapest = days[PUBLISHED], min(days, key=lambda attack: days[attack].mean)
+        published, cheapest = over(days[PUBLISHED]), days.mean().idxmin()
         why = f"batch size {batch}; {_iterations(frame, PUBLISHED)}"
         if cheapest != PUBLISHED:
-            cut = published.mean / days[cheapest].mean
-            why += f"; {cheapest} takes {days[cheapest].mean:.3g} days, {cut:.3g} times less"
-        verdict = REPRODUCED if published.mean >= ENORMOUS_DAYS else NOT_REPRODUCED
+            least, times = over(days[cheapest]), over(days[PUBLISHED] / days[cheapest])
+            why += f"; the cheapest, {cheapest}, takes {_span(least)} days, {_span(times)} times less"
+        why += f"; timed with {count_seeds(published.n)}"
         values = (published.mean, published.low, published.high, "days for 50,000 images")
-        found.append(Finding(str(dataset), verdict, why, *values, detail=part))
+        found.append(Finding(str(dataset), MEASURED, why, *values, detail=part))
     return found
+
+
+def _span(value: Interval) -> str:
+    return f"{value.mean:.3g}" + (f" [{value.low:.3g}, {value.high:.3g}]" if value.n > 1 else "")
 
 
 def psnr_number(gi_quality: pd.DataFrame, targets: Mapping[int, float]) -> list[Finding]:
@@ -132,9 +151,8 @@ def psnr_number(gi_quality: pd.DataFrame, targets: Mapping[int, float]) -> list[
         why = f"{name}: {best.mean - target:+.2f} dB from the paper's, whose network is unknown, {count_seeds(best.n)}"
         why += "".join(f"; {other}: {value.mean:.2f} dB" for other, value in means[1:])
         short = target - best.mean
-        verdict = (
-            REPRODUCED if short <= CLOSE_DB and best.n >= SEEDS else PARTLY if short <= NEAR_DB else NOT_REPRODUCED
-        )
+        close = short <= CLOSE_DB and best.n >= SEEDS
+        verdict = REPRODUCED if close else PARTLY if short <= NEAR_DB else NOT_REPRODUCED
         if dataset != DATASET:
             verdict, why = NOT_COMPARABLE, f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
         found.append(Finding(str(dataset), verdict, why, best.mean, best.low, best.high, "dB", target))
@@ -150,7 +168,7 @@ def days_number(gi_cost: pd.DataFrame, targets: Mapping[int, float]) -> list[Fin
     rows = gi_cost[(gi_cost["batch_size"] == batch) & (gi_cost["attack"] == PUBLISHED)]
     found = []
     for (dataset, model, device), frame in rows.groupby(["dataset", "model", "device"], sort=False):
-        days = _mean(frame["days_for_50k"])
+        days = over(frame["days_for_50k"])
         ratio = days.mean / target
         apart = f"{1 / ratio:.3g} times less" if ratio < 1 else f"{ratio:.3g} times more"
         why = f"{_iterations(frame, PUBLISHED)}; {apart} than the paper's, whose network is unknown"
@@ -167,48 +185,41 @@ def days_number(gi_cost: pd.DataFrame, targets: Mapping[int, float]) -> list[Fin
 
 
 def breach(gi_quality: pd.DataFrame, batch_size: int) -> list[Finding]:
-    """P7: whether images are readable at batch size 100 or more: the share of them that reaches 20 dB.
+    """P7: whether images are readable at batch size 100 or more; a verdict only on the paper's own data set.
 
-    That share is the column `leak_rate`; where its interval over seeds reaches down to none, the number holds partly.
-    Without it only a mean PSNR of 20 dB or more is evidence, and a lower mean is none against: it says nothing about
-    the best images. Other data than CIFAR-10 support the number at most partly, and are nothing against it.
+    Readable is what reaches 20 dB and stands 3 dB above the better blank (`leaklearn.evaluation.with_blanks`); the
+    network and attack with the largest share of such images counts. Reproduced: the share's interval lies above 0 over
+    `SEEDS` seeds, and `FEWEST_IMAGES` images are readable, over all seeds. Partly: as many images, the interval reaches
+    down to 0. Fewer are no breach.
     """
-    found, rows = [], gi_quality[gi_quality["batch_size"] >= batch_size].dropna(subset=["psnr"])
+    found, rows = [], gi_quality[gi_quality["batch_size"] >= batch_size].dropna(subset=["readable"])
     for dataset, frame in rows.groupby("dataset", sort=False):
-        if "leak_rate" in frame and frame["leak_rate"].notna().any():
-            name, best = _best_first(frame, "leak_rate")[0]
-            best = best.scaled(100)
-            why = f"{name}: {best.mean:.2f} % of the images reach {READABLE_DB:g} dB, {count_seeds(best.n)}"
-            unit, verdict = "% of images", NOT_REPRODUCED if best.mean <= 0 else REPRODUCED if best.low > 0 else PARTLY
-        else:
-            name, best = _best_first(frame, "psnr")[0]
-            why = f"{name}: mean {best.mean:.2f} dB, {count_seeds(best.n)}; the share of readable images is not known"
-            unit, verdict = "dB, mean", REPRODUCED if best.mean >= READABLE_DB else NOT_RUN
+        shares = {names: over(mine["readable"], 100) for names, mine in frame.groupby([*CURVE, "batch_size"])}
+        names = max(shares, key=lambda each: shares[each].mean)
+        best = shares[names]
+        mine = frame[(frame[[*CURVE, "batch_size"]] == list(names)).all(axis=1)]
+        count, all_images = int(mine["readable_images"].sum()), int(mine["images"].sum())
+        why = f"{_words(*names)}: {count} of {all_images} images reach {READABLE_DB:g} dB and stand "
+        why += f"{ABOVE_BLANK_DB:g} dB above the better blank; mean {mine['psnr'].mean():.1f} dB, blanks "
+        why += f"{mine['psnr_of_mean_colour'].mean():.1f} (own mean colour) and "
+        why += f"{mine['psnr_of_mean_image'].mean():.1f} (mean image); {count_seeds(best.n)}"
+        sure = best.low > 0 and best.n >= SEEDS
+        verdict = NOT_REPRODUCED if count < FEWEST_IMAGES else REPRODUCED if sure else PARTLY
         if dataset != DATASET:
-            why = f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
-            verdict = PARTLY if verdict == REPRODUCED else NOT_RUN
-        elif verdict == REPRODUCED and best.n < SEEDS:
-            verdict = PARTLY
-        found.append(Finding(str(dataset), verdict, why, best.mean, best.low, best.high, unit))
+            verdict, why = NOT_COMPARABLE, f"measured on {dataset}, the paper's number is for CIFAR-10; {why}"
+        found.append(Finding(str(dataset), verdict, why, best.mean, best.low, best.high, "% of images"))
     return found
 
 
 def _best_first(frame: pd.DataFrame, measure: str) -> list[tuple[str, Interval]]:
-    """Mean over seeds of every network, attack and number of iterations, the best first."""
-    columns = [name for name in ("model", "attack", "iterations", "batch_size") if name in frame]
-    means = []
-    for names, rows in frame.dropna(subset=[measure]).groupby(columns, sort=False):
-        about = dict(zip(columns, names, strict=True))
-        text = f"{about['model']}, {about['attack']}"
-        text += f", {about['iterations']} iterations" if "iterations" in about else ""
-        text += f", batch size {about['batch_size']}"
-        means.append((text, interval(rows.groupby("seed")[measure].mean())))
+    """Mean over seeds of every network, attack, number of iterations and batch size, the best first."""
+    groups = frame.dropna(subset=[measure]).groupby([*CURVE, "batch_size"], sort=False)
+    means = [(_words(*names), over(rows.groupby("seed")[measure].mean())) for names, rows in groups]
     return sorted(means, key=lambda item: -item[1].mean)
 
 
-def _mean(values: pd.Series) -> Interval:
-    present = values.dropna()
-    return interval(present) if len(present) else Interval(nan, nan, nan, 0)
+def _words(model: str, attack: str, iterations: int, batch_size: int) -> str:
+    return f"{model}, {attack}, {iterations:,} iterations, batch size {batch_size}"
 
 
 def _nearest_batch(frame: pd.DataFrame) -> int:
