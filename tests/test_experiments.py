@@ -1,18 +1,13 @@
 """The measurements behind the notebooks, at tiny sizes."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from leaklearn.data import load
-from leaklearn.experiments.harvest import InversionSettings
-from leaklearn.experiments.layer_sizes import train_by_factor
 from leaklearn.experiments.leakage import attack_round, measure_leakage
 from leaklearn.experiments.setting import Setting, crowd_settings, factor_settings
-from leaklearn.experiments.sources import FederationSettings, compare_sources
 from leaklearn.federated import make_clients
-from leaklearn.learning import Recipe, train
 
 TABLE = "dataset seed attack protocol fc_factor clients images_per_client local_steps leak_rate expected_leak_rate psnr"
 
@@ -71,60 +66,3 @@ def test_too_few_images_for_the_clients_are_refused_before_work(data):
     message = "70 clients of 64 images need 4480, but mnist5k has 4000 training images"
     with pytest.raises(ValueError, match=message):
         measure_leakage(data, [Setting("loki", clients=70)], [0])
-    with pytest.raises(ValueError, match=message):
-        compare_sources(data, FederationSettings(clients=70), fc_factor=4, recipe=Recipe(), seeds=[0])
-
-
-def test_sources_are_compared_on_the_same_clients(data):
-    settings = FederationSettings(clients=20, images_per_client=32, clients_per_round=4, rounds=2, local_steps=4)
-    found = compare_sources(
-        data, settings, fc_factor=4, recipe=Recipe(epochs=1), seeds=[0, 1], model="lenet", progress=False
-    )
-    assert list(found.table.columns[:5]) == ["dataset", "seed", "source", "images", "accuracy"]
-    assert found.table["source"].tolist() == ["fedavg", "lll", "centralised"] * 2
-    lll = found.table[found.table["source"] == "lll"]
-    assert (lll["images"] <= 640).all()
-    assert (lll["images"] / 640).sub(lll["leak_rate"]).abs().max() < 0.01
-    assert (found.leak.labels >= 0).all()
-    assert list(found.rounds.columns) == ["dataset", "seed", "round", "accuracy"]
-    assert "IID; 2 rounds of 4 clients" in str(settings)
-    assert found.inverted is None
-    assert len(found.same_images) == 0
-
-
-def test_gradient_inversion_is_a_source(data, tmp_path):
-    settings = FederationSettings(clients=20, images_per_client=32, clients_per_round=4, rounds=1, local_steps=4)
-    inversion = InversionSettings(images=40, iterations=12)
-    options = {"fc_factor": 4, "recipe": Recipe(epochs=1), "seeds": [0], "model": "lenet", "progress": False}
-    found = compare_sources(data, settings, inversion=inversion, cache=tmp_path, **options)
-    table = found.table.set_index("source")
-    assert table.index.tolist() == ["fedavg", "gi", "lll", "centralised"]
-    assert table.loc["gi", "images"] == 40
-    assert table.loc["gi", "leak_rate"] == found.inverted.leak_rate
-    assert found.same_images.loc[0, "accuracy_gi"] == table.loc["gi", "accuracy"]
-    assert "40 images by fast with 12 iterations" in str(inversion)
-    assert [path.name[:10] for path in tmp_path.iterdir()] == ["inversion_"]
-    with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
-        compare_sources(data, settings, inversion=InversionSettings(images=4004), **options)
-
-
-def test_a_smaller_layer_leaks_less_and_is_trained_as_long(data, monkeypatch):
-    lengths = []
-
-    def recorded(network, leak, *, recipe, **options):
-        lengths.append(recipe.total_steps(len(leak)))
-        return train(network, leak, recipe=replace(recipe, steps=8), **options)
-
-    monkeypatch.setattr("leaklearn.experiments.layer_sizes.train", recorded)
-    recipe = Recipe(epochs=1)
-    settings = FederationSettings(clients=12, images_per_client=32)
-    options = {"recipe": recipe, "seeds": [0, 1], "model": "lenet", "progress": False}
-    found = train_by_factor(data, settings, [4.0, 1.0], **options)
-    assert lengths == [recipe.total_steps(4000)] * 4
-    assert found["expected_leak_rate"].tolist() == pytest.approx([(1 - 1 / n) ** 31 for n in (128, 32)] * 2)
-    assert (found["leak_rate"] - found["expected_leak_rate"]).abs().max() < 0.1
-    # What is trained on is what the attacker accepts: nearly all that leaked, and nothing else.
-    assert (found["images"] / (12 * 32) - found["leak_rate"]).abs().max() < 0.02
-    assert found["accuracy"].between(0, 1).all()
-    with pytest.raises(ValueError, match="4000 training images"):
-        train_by_factor(data, FederationSettings(clients=70), [4.0], **options)

@@ -8,58 +8,57 @@ inversion goes through the steps with its dummy images, at the price of a longer
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from math import nan
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from leaklearn.data.images import Dataset
+from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.harvest import InversionSettings, harvest
-from leaklearn.experiments.leakage import attack_round
-from leaklearn.experiments.sources import FederationSettings
-from leaklearn.federated import Client, federate, make_clients
+from leaklearn.experiments.rounds import FederationPlan, Round
+from leaklearn.federated import Client, make_clients
 from leaklearn.leaks import Leak, merge
-from leaklearn.learning import Recipe, evaluate, train
-from leaklearn.models import build
 
 NO_ATTACK = "none"
 """`attack` of the row that holds the federation itself."""
 
 
+def check(
+    benches: Sequence[Bench],
+    plan: FederationPlan,
+    inversions: Sequence[InversionSettings] = (),
+    trained_after: Sequence[int] = (1,),
+) -> None:
+    """Refuse, with a ValueError, rounds that the federation has not, or more images than its clients have."""
+    if not trained_after or min(trained_after) < 1 or max(trained_after) > plan.rounds:
+        raise ValueError(f"trained_after is {list(trained_after)}; rounds from 1 to {plan.rounds} are meant")
+    for bench in benches:
+        bench.check_images(plan.clients, plan.images_per_client)
+        for inversion in inversions:
+            inversion.check(bench.data, plan.clients)
+
+
 def leak_by_local_work(
-    data: Dataset,
-    federations: Sequence[FederationSettings],
+    bench: Bench,
+    plans: Sequence[FederationPlan],
     inversions: Sequence[InversionSettings],
     *,
     fc_factor: float,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    model: str = "convnet",
-    width: int | None = None,
     cache: str | Path | None = None,
-    device: str = "cpu",
-    progress: bool = True,
 ) -> pd.DataFrame:
     """Attack one round of each kind of local work, and train on what leaked, once a seed.
 
     Parameters
     ----------
-    data
-        Its training images are shared among the clients; test images measure accuracy and fit LOKI's bins.
-    federations
-        Attacked by LOKI, which is told the true labels; they differ in local steps and epochs.
+    bench
+        Its recipe should have `steps`, so that all trainings take as many.
+    plans
+        Federations of which LOKI, which is told the true labels, attacks one round; they differ in local steps and
+        epochs.
     inversions
         Attacked by gradient inversion, which restores labels; they differ in the same way.
     fc_factor
-        Neurons of the malicious layer per image of a client.
-    recipe
-        Of every training; give it `steps`, so that all take as many.
-    seeds
-        Of the partition, the attacks and the training.
-    model, width
-        The network that is trained; a name for `leaklearn.models.build`.
+        Neurons of LOKI's layer per image of a client.
     cache
         Folder for finished parts of the inversion.
 
@@ -67,57 +66,44 @@ def leak_by_local_work(
     -------
     DataFrame
         Rows of the table `fedavg`: dataset, seed, attack (loki, or the inversion's preset), local_steps (in all),
-        leak_rate (of the attacked images, 0..1), images (trained on), accuracy (0..1); then local_epochs,
-        images_per_update, psnr (dB: median of what leaked for LOKI, mean over all images for inversion),
-        expected_leak_rate (closed form; NaN for inversion) and seconds (the attacker's).
+        local_epochs, leak_rate (of the attacked images, 0..1), expected_leak_rate (closed form; NaN for inversion),
+        psnr (dB, mean: over what leaked for LOKI, over all attacked images for inversion), images (trained on),
+        accuracy (0..1), images_per_update, seconds (the attacker's).
 
     Raises
     ------
     ValueError
         If the data set has too few images for the clients; before anything is computed.
     """
-    for settings in federations:
-        settings.attack(fc_factor).check(data.train)
-    for inversion in inversions:
-        inversion.check(data, max((each.clients for each in federations), default=1))
-    rows = []
-    fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
-    jobs = [(seed, settings) for seed in seeds for settings in (*federations, *inversions)]
-    for seed, settings in tqdm(jobs, desc=f"local work on {data.name}", disable=not progress, leave=False):
-        network = build(model, data, width=width, seed=seed)
-        if isinstance(settings, FederationSettings):
-            clients = _whole_rounds(data, settings, seed)
-            setting = settings.attack(fc_factor)
-            attacked = attack_round(setting, clients, data.test, seed=seed, with_ssim=False, device=device)
-            leak, summary = attacked.labelled.labelled(), attacked.score.summary()
-            found = {"leak_rate": summary["leak_rate"], "psnr": summary["psnr"], "seconds": attacked.seconds}
-            name, expected, images = "loki", setting.expected_leak_rate, settings.images_per_client
+    count = max((plan.clients for plan in plans), default=1)
+    rounds = [plan.attacked(fc_factor) for plan in plans]
+    for plan in plans:
+        check([bench], plan, inversions)
+
+    def measure(case: Round | InversionSettings, seed: int) -> dict[str, object]:
+        if isinstance(case, Round):
+            found = case.run(bench, seed, _whole_rounds(bench, case.clients, case.images, seed))
+            leak, psnr = found.labelled, found.score.summary()["psnr_mean"]
+            rates = {"leak_rate": found.score.leak_rate, "expected_leak_rate": case.expected_leak_rate}
+            epochs = case.local_steps * case.protocol.batch_size // case.images
+            name, steps, images = case.attack.name, case.local_steps, case.images
         else:
-            clients = make_clients(data.train, max((each.clients for each in federations), default=1), seed=seed)
-            taken = harvest(data, clients, settings, seed=seed, cache=cache, device=device, progress=progress)
-            leak, found = taken.leak, {"leak_rate": taken.leak_rate, "psnr": taken.quality["psnr"].mean()}
-            found["seconds"] = taken.seconds
-            name, expected, images = settings.attack, float("nan"), settings.batch_size
-        steps = {"local_steps": settings.local_steps * settings.local_epochs}
-        row = {"dataset": data.name, "seed": seed, "attack": name, **steps, "leak_rate": found["leak_rate"]}
-        row |= {"images": len(leak), "accuracy": fit(network, leak, seed=seed).accuracy}
-        row |= {"local_epochs": settings.local_epochs, "images_per_update": images, "psnr": found["psnr"]}
-        rows.append({**row, "expected_leak_rate": expected, "seconds": found["seconds"]})
-    return pd.DataFrame(rows)
+            clients, options = make_clients(bench.data.train, count, seed=seed), {"cache": cache}
+            options |= {"device": bench.device, "progress": bench.progress}
+            found = harvest(bench.data, clients, case, seed=seed, **options)
+            leak, psnr = found.leak, found.quality["psnr"].mean()
+            rates = {"leak_rate": found.leak_rate, "expected_leak_rate": nan}
+            epochs = case.local_epochs
+            name, steps, images = case.attack, case.local_steps * case.local_epochs, case.batch_size
+        row = {"attack": name, "local_steps": steps, "local_epochs": epochs, **rates, "psnr": psnr}
+        row |= {"images": len(leak), "accuracy": bench.worth(leak, seed)}
+        return {**row, "images_per_update": images, "seconds": found.seconds}
+
+    return bench.rows([*rounds, *inversions], measure, "local work")
 
 
 def attack_beside(
-    data: Dataset,
-    settings: FederationSettings,
-    *,
-    fc_factor: float,
-    trained_after: Sequence[int],
-    recipe: Recipe,
-    seeds: Sequence[int],
-    model: str = "convnet",
-    width: int | None = None,
-    device: str = "cpu",
-    progress: bool = True,
+    bench: Bench, plan: FederationPlan, *, fc_factor: float, trained_after: Sequence[int]
 ) -> pd.DataFrame:
     """Train the federation round by round, and beside it a model on all that LOKI has leaked so far.
 
@@ -127,86 +113,62 @@ def attack_beside(
 
     Parameters
     ----------
-    data, settings, fc_factor, recipe, seeds, model, width
-        As in `leak_by_local_work`; `settings` names the rounds and the clients of each.
+    bench, plan, fc_factor
+        As in `leak_by_local_work`.
     trained_after
         Rounds after which a model is trained on the images leaked so far; after the last of them the attacker stops.
 
     Returns
     -------
     DataFrame
-        A row a round: dataset, seed, round, federated (test accuracy, 0..1); leaked_images (different ones so far) up
-        to the last attacked round, and leaked (test accuracy of a model trained on them) where one was trained, else
-        NaN.
+        The table `leak_by_round`: dataset, seed, round, source (fedavg: the federation; lll: a model trained on its
+        leak so far), images (fedavg: that clients trained on so far, repeats counted; lll: different ones that have
+        leaked, up to the last attacked round) and accuracy (test, 0..1; NaN where no model was trained).
 
     Raises
     ------
     ValueError
         For rounds that the federation does not have, or too few images; before anything is computed.
     """
-    check_rounds(trained_after, settings)
-    attack = replace(settings, clients=settings.clients_per_round).attack(fc_factor)
-    settings.attack(fc_factor).check(data.train)
-    tables = []
-    fit = partial(train, test=data.test, recipe=recipe, info=data.info, device=device, evaluate_every=0)
-    for seed in tqdm(seeds, desc=f"federations on {data.name}", disable=not progress, leave=False):
-        leak: Leak | None = None
-        rows: list[dict[str, float]] = []
+    check([bench], plan, trained_after=trained_after)
+    loki, seen = plan.attacked(fc_factor).attack, plan.clients_per_round * plan.protocol().images_per_client
 
-        def observe(number: int, group: list[Client], batches: int, seed: int = seed, rows: list = rows) -> None:
-            nonlocal leak
+    def measure(plan: FederationPlan, seed: int) -> list[dict[str, object]]:
+        leaks: list[Leak] = []
+        rows: list[dict[str, object]] = []
+
+        def observe(number: int, group: list[Client], batches: int) -> None:
             if number > max(trained_after):
                 return
-            found = attack_round(attack, group, data.test, seed=batches, with_ssim=False, device=device)
-            new = found.labelled.labelled()
-            leak = new if leak is None else merge([leak, new]).deduplicate()
-            row = {"round": number, "leaked_images": len(leak), "leaked": float("nan")}
-            if number in trained_after:
-                row["leaked"] = fit(build(model, data, width=width, seed=seed), leak, seed=seed).accuracy
-            rows.append(row)
+            found = bench.exchange(loki, batches, group, plan.protocol(), secure=True)
+            leaks[:] = [merge([*leaks, found.labelled]).deduplicate()] if leaks else [found.labelled]
+            accuracy = bench.worth(leaks[0], seed) if number in trained_after else nan
+            rows.append({"round": number, "source": "lll", "images": len(leaks[0]), "accuracy": accuracy})
 
-        federation = federate(
-            build(model, data, width=width, seed=seed).to(device),
-            _whole_rounds(data, settings, seed),
-            settings.protocol(),
-            rounds=settings.rounds,
-            clients_per_round=settings.clients_per_round,
-            evaluate=partial(evaluate, images=data.test),
-            observe=observe,
-            seed=seed,
-            progress=progress,
-        )
-        history = federation.history.rename(columns={"accuracy": "federated"})
-        history = history.merge(pd.DataFrame(rows), on="round", how="left")
-        tables.append(history.assign(dataset=data.name, seed=seed))
-    columns = ["dataset", "seed", "round", "federated", "leaked_images", "leaked"]
-    return pd.concat(tables, ignore_index=True)[columns]
+        clients = _whole_rounds(bench, plan.clients, plan.images_per_client, seed)
+        history = plan.train(bench, seed, clients, observe=observe).history
+        history = history.assign(source="fedavg", images=seen * history["round"])
+        return history.to_dict("records") + rows
+
+    return bench.rows([plan], measure, "federations")[["dataset", "seed", "round", "source", "images", "accuracy"]]
 
 
-def check_rounds(trained_after: Sequence[int], settings: FederationSettings) -> None:
-    """Raise a ValueError if these are not rounds of the federation."""
-    if not trained_after or min(trained_after) < 1 or max(trained_after) > settings.rounds:
-        raise ValueError(f"trained_after is {list(trained_after)}; rounds from 1 to {settings.rounds} are meant")
-
-
-def federation_rows(rounds: pd.DataFrame, settings: FederationSettings) -> pd.DataFrame:
+def federation_rows(rounds: pd.DataFrame, plan: FederationPlan) -> pd.DataFrame:
     """The federation's last round as rows of the table `fedavg`, its `attack` `NO_ATTACK`.
 
     Parameters
     ----------
     rounds
         What `attack_beside` gives.
-    settings
+    plan
         The federation.
     """
-    last = rounds.sort_values("round").groupby(["dataset", "seed"], sort=False).tail(1)
-    about = {"attack": NO_ATTACK, "local_steps": settings.local_steps * settings.local_epochs}
-    images = settings.clients * settings.images_per_client
-    row = last[["dataset", "seed"]].assign(**about, leak_rate=0.0, images=images, accuracy=last["federated"])
-    return row.assign(local_epochs=settings.local_epochs, images_per_update=settings.images_per_client)
+    last = rounds[rounds["source"] == "fedavg"].groupby(["dataset", "seed"], sort=False).tail(1)
+    about = {"attack": NO_ATTACK, "local_steps": plan.local_steps * plan.local_epochs}
+    about |= {"local_epochs": plan.local_epochs, "leak_rate": 0.0, "images_per_update": plan.images_per_client}
+    return last[["dataset", "seed", "accuracy"]].assign(**about, images=plan.clients * plan.images_per_client)
 
 
-def _whole_rounds(data: Dataset, settings: FederationSettings, seed: int) -> list[Client]:
+def _whole_rounds(bench: Bench, clients: int, images: int, seed: int) -> list[Client]:
     """Clients that have no more images than they use in a round, so that an epoch is all of their images."""
-    clients = make_clients(data.train, settings.clients, alpha=settings.alpha, seed=seed)
-    return [replace(client, data=client.data[: settings.images_per_client]) for client in clients]
+    return make_clients(bench.data.train, clients, images=images, seed=seed)

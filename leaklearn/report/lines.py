@@ -96,7 +96,7 @@ def lines(
         if law and law in part and column == measures[0]:
             known = part.dropna(subset=[law]).groupby([*by, x], sort=True)[law].mean()
             for _, line in known.groupby(level=list(range(len(by)))) if by else [((), known)]:
-                ax.plot(line.index.get_level_values(-1), line, label="closed form", **CLOSED_FORM)
+                ax.plot(line.index.get_level_values(-1), line, label=measure(law).label, **CLOSED_FORM)
         _levels(ax, across, part[panels].iloc[0] if panels and len(part) else None)
         _axes(ax, column, sorted(table[x].dropna().unique()), log, xlabel or measure(x).label, ylabel, ylim)
     legend_below(fig)
@@ -271,7 +271,7 @@ def _law(
     places = [there.index(category) + shift for category in known.index]
     ends = [[place + side * 0.45 * width for place in places] for side in (-1, 1)]
     draw = ax.vlines if horizontal else ax.hlines
-    draw(known, *ends, color="black", linestyles="dashed", linewidth=1.4, label="closed form")
+    draw(known, *ends, color="black", linestyles="dashed", linewidth=1.4, label=measure(law).label)
 
 
 def _axes(

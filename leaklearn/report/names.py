@@ -193,6 +193,8 @@ _MEASURES: dict[str, Measure] = {
     "psnr_of_mean_image": Measure("PSNR of the mean of the attacker's images", "dB"),
     "ssim": Measure("SSIM", "", (-1.0, 1.0)),
     "correlation": Measure("rank correlation", "", (-1.0, 1.0)),
+    "gap": Measure("leak rate less the closed form", "points"),
+    "explained": Measure("explained by the bins' masses", "points"),
     "gain": Measure("gain over the model itself", "points"),
     "over_scratch": Measure("gain over training from scratch", "points"),
     "leaked_images": Measure("leaked images", "", _POSITIVE),

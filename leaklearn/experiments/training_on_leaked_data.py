@@ -1,0 +1,206 @@
+"""The paper's main question: what is a model worth that was trained on leaked data? Notebook 03.
+
+Four sources of one model, on the images of the same clients: federated learning (nobody ever sees the images), gradient
+inversion (the server changes nothing and inverts gradients one by one; as many as the attacker has time for, with the
+labels that it restores), linear layer leakage (one round of the same federation, attacked, then ordinary training on
+what leaked, with its true labels: the ideal case), and centralised training on all images.
+
+A federation that goes on for long enough needs no leak. So the federations, IID and not, are followed round by round,
+and what is told is when they overtake the model that was trained on one round's leak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, nan
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from leaklearn.data.images import ImageSet
+from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.harvest import InversionSettings, harvest
+from leaklearn.experiments.rounds import FederationPlan, Round
+from leaklearn.leaks import Leak
+
+IID = inf
+"""`alpha` of IID clients in the tables: what Dirichlet(alpha) tends to."""
+RISING = 0.005
+"""Accuracy that the last third of a federation's rounds gains at least while it is still rising: half a point."""
+FEWEST = 4
+"""Evaluations in that third from which a trend can be told."""
+EVALUATIONS = 36
+"""Of a federation, at most twice as many, evenly spread over its rounds."""
+
+
+def check(benches: Sequence[Bench], plans: Sequence[FederationPlan], inversion: InversionSettings) -> None:
+    """Refuse, with a ValueError, more images than the clients of a data set have: before anything is computed."""
+    for bench in benches:
+        for plan in plans:
+            bench.check_images(plan.clients, plan.images_per_client)
+            inversion.check(bench.data, plan.clients)
+
+
+def train_federations(bench: Bench, plans: Sequence[FederationPlan]) -> pd.DataFrame:
+    """Train each federation, once a seed.
+
+    Returns
+    -------
+    DataFrame
+        The table `rounds`, a row an evaluated round: dataset, seed, alpha (`IID`, or that of the Dirichlet
+        distribution), round, images_seen (that clients trained on so far, repeats counted), accuracy (test, 0..1).
+    """
+
+    def measure(plan: FederationPlan, seed: int) -> list[dict[str, float]]:
+        clients, every = plan.make_clients(bench.data.train, seed), max(1, plan.rounds // EVALUATIONS)
+        history = plan.train(bench, seed, clients, evaluate_every=every).history
+        seen = plan.clients_per_round * plan.protocol().images_per_client
+        numbers = zip(history["round"], history["accuracy"], strict=True)
+        return [{"alpha": _alpha(plan), "round": n, "images_seen": n * seen, "accuracy": a} for n, a in numbers]
+
+    return bench.rows(plans, measure, "federations")
+
+
+def train_on_leaks(bench: Bench, plan: FederationPlan, rounds: Sequence[Round]) -> pd.DataFrame:
+    """Attack the federation's clients in one round of each kind, and train on what leaks, true labels given.
+
+    Returns
+    -------
+    DataFrame
+        Of each seed and round: alpha, attack, fc_factor, images (that leaked), leak_rate (of the attacked images),
+        expected_leak_rate (closed form), accuracy (test; all 0..1), seconds (the attacker's, before it trains).
+    """
+
+    def measure(attacked: Round, seed: int) -> dict[str, object]:
+        found = attacked.run(bench, seed, plan.make_clients(bench.data.train, seed))
+        row = {"alpha": _alpha(plan), "attack": attacked.attack.name, "fc_factor": attacked.attack.fc_factor}
+        rates = {"leak_rate": found.score.leak_rate, "expected_leak_rate": attacked.expected_leak_rate}
+        worth = {"images": len(found.labelled), **rates, "accuracy": _worth(bench, found.labelled, seed)}
+        return {**row, **worth, "seconds": found.seconds}
+
+    return bench.rows(rounds, measure, "leaks")
+
+
+def train_on_inverted(
+    bench: Bench, plan: FederationPlan, inversion: InversionSettings, cache: str | Path | None = None
+) -> pd.DataFrame:
+    """Invert the gradients of the federation's clients and train on the reconstructions, and on the true images too.
+
+    The second tells the share of the reconstructions' quality in what inversion costs from that of their number.
+
+    Returns
+    -------
+    DataFrame
+        Of each seed: images (inverted), leak_rate (of them, at 20 dB), accuracy (trained on the reconstructions with
+        their restored labels), accuracy_same_images (on the very images that were inverted), seconds (the attacker's).
+    """
+
+    def measure(plan: FederationPlan, seed: int) -> dict[str, float]:
+        clients, options = plan.make_clients(bench.data.train, seed), {"cache": cache, "progress": bench.progress}
+        found = harvest(bench.data, clients, inversion, seed=seed, device=bench.device, **options)
+        worth = {"accuracy": _worth(bench, found.leak, seed), "accuracy_same_images": _worth(bench, found.true, seed)}
+        return {"images": len(found.leak), "leak_rate": found.leak_rate, **worth, "seconds": found.seconds}
+
+    return bench.rows([plan], measure, "inversions")
+
+
+def train_centrally(bench: Bench) -> pd.DataFrame:
+    """Train on all images, once a seed: columns dataset, seed, images, accuracy."""
+    images = bench.data.train
+    return bench.rows([images], lambda _, seed: {"images": len(images), "accuracy": _worth(bench, images, seed)})
+
+
+def by_source(
+    rounds: pd.DataFrame, leaks: pd.DataFrame, inverted: pd.DataFrame, centralised: pd.DataFrame
+) -> pd.DataFrame:
+    """The table `training`: the four sources of a model side by side, for IID clients.
+
+    Parameters
+    ----------
+    rounds, leaks, inverted, centralised
+        What the four functions above give; the federation counts by its last round.
+
+    Returns
+    -------
+    DataFrame
+        dataset, seed, source (fedavg, gi, lll, centralised), images (what the model was trained on), accuracy (0..1),
+        leak_rate (of the attacked images; NaN but for gi and lll), seconds (the attacker's).
+    """
+    ends = rounds[rounds["alpha"] == IID].groupby(["dataset", "seed"], sort=False).tail(1)
+    ends = ends.merge(centralised[["dataset", "seed", "images"]], on=["dataset", "seed"])
+    parts = {"fedavg": ends, "gi": inverted, "lll": leaks[leaks["alpha"] == IID], "centralised": centralised}
+    table = pd.concat([part.assign(source=source) for source, part in parts.items()], ignore_index=True)
+    return table[["dataset", "seed", "source", "images", "accuracy", "leak_rate", "seconds"]]
+
+
+def same_images(inverted: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
+    """The table `same_images`: what is inversion's quality worth, and what the number of its images?
+
+    Returns
+    -------
+    DataFrame
+        dataset, seed, images, accuracy (trained on the very images that were inverted), accuracy_gi (on what inversion
+        made of them), accuracy_of_federation (`training`'s fedavg; all 0..1).
+    """
+    names = {"accuracy": "accuracy_gi", "accuracy_same_images": "accuracy"}
+    table = inverted.rename(columns=names)[["dataset", "seed", "images", "accuracy", "accuracy_gi"]]
+    federated = training[training["source"] == "fedavg"].rename(columns={"accuracy": "accuracy_of_federation"})
+    return table.merge(federated[["dataset", "seed", "accuracy_of_federation"]], on=["dataset", "seed"])
+
+
+def still_rising(curve: pd.DataFrame) -> bool:
+    """Whether a federation had not yet reached a plateau where it was stopped.
+
+    It had when a straight line through the evaluations of the last third of its rounds gains less than `RISING` over
+    that third. Fewer than `FEWEST` evaluations there cannot tell, and count as rising.
+
+    Parameters
+    ----------
+    curve
+        Columns round and accuracy (0..1) of one federation and seed.
+    """
+    last = curve["round"].max()
+    end = curve[curve["round"] > 2 / 3 * last]
+    if len(end) < FEWEST:
+        return True
+    return bool(np.polyfit(end["round"], end["accuracy"], 1)[0] * last / 3 >= RISING)
+
+
+def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame) -> pd.DataFrame:
+    """The table `overtaken`: when each federation is as good as a model trained on the leak of one of its rounds.
+
+    The first evaluated round that reaches the leak's accuracy counts, even if a later one falls behind again: any doubt
+    is decided for the federation.
+
+    Parameters
+    ----------
+    rounds, leaks
+        What `train_federations` and `train_on_leaks` give, the latter with one round for each dataset, alpha and seed.
+
+    Returns
+    -------
+    DataFrame
+        dataset, alpha, seed, round (NaN: not within its rounds), images_seen (by then), accuracy_of_leak,
+        accuracy_of_federation (after its last round; both 0..1), rounds (that it ran), still_rising (bool).
+    """
+    levels = leaks.set_index(["dataset", "alpha", "seed"])["accuracy"]
+    rows = []
+    for key, curve in rounds.groupby(["dataset", "alpha", "seed"], sort=False):
+        level = levels.get(key, nan)
+        above, end = curve[curve["accuracy"] >= level], curve.iloc[-1]
+        first = above.iloc[0] if len(above) else {"round": nan, "images_seen": nan}
+        row = {"dataset": key[0], "alpha": key[1], "seed": key[2]}
+        row |= {"round": first["round"], "images_seen": first["images_seen"], "accuracy_of_leak": level}
+        row |= {"accuracy_of_federation": end["accuracy"], "rounds": int(end["round"])}
+        rows.append({**row, "still_rising": still_rising(curve)})
+    return pd.DataFrame(rows)
+
+
+def _alpha(plan: FederationPlan) -> float:
+    return IID if plan.alpha is None else plan.alpha
+
+
+def _worth(bench: Bench, images: ImageSet | Leak, seed: int) -> float:
+    """Trained for as many steps as on all images: fewer images must not mean less training."""
+    return bench.worth(images, seed, steps=bench.recipe.total_steps(len(bench.data.train)))

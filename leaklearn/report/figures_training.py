@@ -1,0 +1,86 @@
+"""When a federation overtakes a model trained on one round's leak, drawn and told; and what holds inversion back."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from leaklearn.report.lines import legend_below, lines
+from leaklearn.report.names import name
+from leaklearn.report.tables import fold, listed
+
+
+def split_name(alpha: float) -> str:
+    """How labels are spread over the clients, in words; `alpha` is infinite for IID clients."""
+    return "IID clients" if alpha == float("inf") else f"Dirichlet({alpha:g}) clients"
+
+
+def overtaking(rounds: pd.DataFrame, overtaken: pd.DataFrame) -> Figure:
+    """Each federation's test accuracy by round, beside the level of a model trained on the leak of one round.
+
+    A panel for each split of the labels, a row for each data set; means over seeds with their 95 % intervals. What is
+    written in a panel is `crossing`.
+
+    Parameters
+    ----------
+    rounds, overtaken
+        The tables of notebook 03, see `leaklearn.experiments.training_on_leaked_data`.
+    """
+    names = {alpha: split_name(alpha) for alpha in rounds["alpha"].unique()}
+    drawn = rounds.assign(source="fedavg")
+    lowest = min(overtaken["accuracy_of_leak"].min() - 0.3, overtaken["accuracy_of_federation"].min() - 0.1)
+    options = {"panels": "alpha", "rows": "dataset", "labels": names, "ylim": (max(0.0, lowest), 1.0)}
+    fig = lines(drawn, "round", "accuracy", "source", **options)
+    cases = [(dataset, alpha) for dataset in rounds["dataset"].unique() for alpha in names]
+    for ax, (dataset, alpha) in zip(fig.axes, cases, strict=True):
+        mine = overtaken[(overtaken["dataset"] == dataset) & (overtaken["alpha"] == alpha)]
+        level, look = fold(mine["accuracy_of_leak"], "accuracy_of_leak", dataset), name("lll")
+        ax.axhline(level.mean, color=look.colour, linestyle="--", label="trained on the leak of one round (LLL)")
+        if level.low == level.low:
+            ax.axhspan(level.low, level.high, color=look.colour, alpha=0.15, linewidth=0)
+        for number in mine["round"].dropna():
+            ax.axvline(number, ymax=0.06, color=look.colour, label="overtaken, a mark a seed")
+        seen = rounds.loc[(rounds["dataset"] == dataset) & (rounds["alpha"] == alpha), ["round", "images_seen"]].max()
+        text = f"federation ahead: {crossing(mine)}\n{seen['images_seen']:,} images seen in {seen['round']:,} rounds"
+        ax.text(0.97, 0.1, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=10)
+    legend_below(fig)
+    return fig
+
+
+def crossing(overtaken: pd.DataFrame) -> str:
+    """When a federation overtook the leak, of one data set and split: `after round 88 to 104 of 300`."""
+    there, ran = overtaken["round"].dropna(), overtaken["rounds"].max()
+    if there.empty:
+        text = f"not within {ran:,} rounds"
+    else:
+        ends = dict.fromkeys([f"{there.min():,.0f}", f"{there.max():,.0f}"])
+        text = f"from round {' to '.join(ends)} of {ran:,} on"
+    if 0 < len(there) < len(overtaken):
+        text += f" in {len(there)} of {len(overtaken)} seeds"
+    return text + (" (still rising)" if overtaken["still_rising"].any() else "")
+
+
+def held_back(same_images: pd.DataFrame) -> str:
+    """What keeps gradient inversion behind the federation, if anything does: the images' quality, or their number.
+
+    Parameters
+    ----------
+    same_images
+        That table of notebook 03, of one data set.
+    """
+    inverted, clean, federation = (
+        100 * same_images[column].mean() for column in ("accuracy_gi", "accuracy", "accuracy_of_federation")
+    )
+    about = f"the same {listed([same_images['images'].iloc[0]])} images clean {clean:.1f} %"
+    if inverted >= federation:
+        return about
+    if clean > federation:
+        reason = f"{clean - federation:.1f} points above the federation: quality, not number, holds inversion back"
+    else:
+        reason = f"{federation - clean:.1f} points below the federation: so few images, however good, stay behind it"
+    return f"{about}, {reason}"
+
+
+def in_words(overtaken: pd.DataFrame) -> str:
+    """`crossing` of each split of one data set: `IID clients not within 100 rounds (still rising); ...`."""
+    return "; ".join(f"{split_name(alpha)} {crossing(rows)}" for alpha, rows in overtaken.groupby("alpha", sort=False))

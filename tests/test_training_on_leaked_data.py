@@ -1,0 +1,151 @@
+"""Notebook 03: four sources of one model on the same clients, and when the federation overtakes the leak."""
+
+from dataclasses import replace
+from math import nan
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from leaklearn.attacks import RobbingTheFed
+from leaklearn.data import load
+from leaklearn.experiments import bench as benches
+from leaklearn.experiments import training_on_leaked_data as experiment
+from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.harvest import InversionSettings
+from leaklearn.experiments.rounds import FederationPlan, Round
+from leaklearn.experiments.training_on_leaked_data import IID, overtaken, still_rising
+from leaklearn.federated import FedSGD
+from leaklearn.learning import Recipe, train
+from leaklearn.report.figures_training import crossing, held_back, in_words, overtaking
+from leaklearn.report.lines import points
+from leaklearn.report.paper import lines_of
+from leaklearn.report.tables import check_keys
+
+PLAN = FederationPlan(clients=20, images_per_client=32, clients_per_round=4, rounds=2, local_steps=4)
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench(load("mnist5k"), "lenet", recipe=Recipe(epochs=1), seeds=(0, 1), progress=False)
+
+
+def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
+    inversion = InversionSettings(images=40, iterations=12)
+    plans = [PLAN, replace(PLAN, alpha=0.1)]
+    rounds = experiment.train_federations(bench, plans)
+    assert rounds.groupby("alpha", sort=False)["round"].apply(list).to_dict() == {IID: [1, 2] * 2, 0.1: [1, 2] * 2}
+    assert (rounds["images_seen"] == 4 * 32 * rounds["round"]).all()
+    leaks = pd.concat([experiment.train_on_leaks(bench, plan, [plan.attacked(4.0)]) for plan in plans])
+    assert (leaks["images"] / 640).sub(leaks["leak_rate"]).abs().max() < 0.01
+    assert leaks["attack"].eq("loki").all()
+    inverted = experiment.train_on_inverted(bench, PLAN, inversion, tmp_path)
+    assert [path.name[:9] for path in tmp_path.iterdir()] == ["inversion"] * 2  # a shard a seed
+
+    table = experiment.by_source(rounds, leaks, inverted, experiment.train_centrally(bench))
+    check_keys(table, ["dataset", "source"])
+    assert list(table.columns[:5]) == ["dataset", "seed", "source", "images", "accuracy"]
+    first = table[table["seed"] == 0].set_index("source")
+    assert first["images"][["fedavg", "gi", "centralised"]].tolist() == [4000, 40, 4000]
+    ends = rounds[(rounds["alpha"] == IID) & (rounds["round"] == 2)]
+    assert first.loc["fedavg", "accuracy"] == ends.loc[ends["seed"] == 0, "accuracy"].item()
+    same = experiment.same_images(inverted, table).set_index("seed")
+    assert same.loc[0, "accuracy_gi"] == first.loc["gi", "accuracy"]
+    assert same.loc[0, "accuracy_of_federation"] == first.loc["fedavg", "accuracy"]
+    assert len(overtaken(rounds, leaks)) == 4
+    with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
+        experiment.check([bench], [PLAN], InversionSettings(images=4004))
+    with pytest.raises(ValueError, match="70 clients of 64 images need 4480, but mnist5k has 4000 training images"):
+        experiment.check([bench], [FederationPlan(clients=70)], inversion)
+
+
+def test_a_smaller_layer_leaks_less_and_is_trained_as_long(bench, monkeypatch):
+    lengths = []
+
+    def recorded(network, leak, *, recipe, **options):
+        lengths.append(recipe.total_steps(len(leak)))
+        return train(network, leak, recipe=replace(recipe, steps=8), **options)
+
+    monkeypatch.setattr(benches, "train", recorded)
+    rounds = [Round(RobbingTheFed(factor, 32), FedSGD(32), 12) for factor in (4.0, 1.0)]
+    found = experiment.train_on_leaks(bench, replace(PLAN, clients=12), rounds)
+    assert lengths == [bench.recipe.total_steps(4000)] * 4
+    assert found["expected_leak_rate"].tolist() == pytest.approx([(1 - 1 / n) ** 31 for n in (128, 32)] * 2)
+    assert (found["leak_rate"] - found["expected_leak_rate"]).abs().max() < 0.1
+    # What is trained on is what the attacker accepts: nearly all that leaked, and nothing else.
+    assert (found["images"] / (12 * 32) - found["leak_rate"]).abs().max() < 0.02
+    assert found["accuracy"].between(0, 1).all()
+
+
+def curve(accuracies, every=5, **about):
+    numbers = [every * (place + 1) for place in range(len(accuracies))]
+    about = {"dataset": "mnist5k", "alpha": IID, "seed": 0, **about}
+    return pd.DataFrame({**about, "round": numbers, "images_seen": [10 * n for n in numbers], "accuracy": accuracies})
+
+
+def test_a_plateau_is_told_from_the_last_third():
+    assert not still_rising(curve([0.1 * i for i in range(8)] + [0.8] * 4))
+    assert still_rising(curve([0.8] * 8 + [0.8, 0.802, 0.804, 0.806]))
+    assert not still_rising(curve([0.8] * 8 + [0.8, 0.801, 0.802, 0.803]))
+    assert not still_rising(curve([0.8] * 8 + [0.81, 0.80, 0.81, 0.80]))  # noise, or a fall
+    assert still_rising(curve([0.8] * 6))  # two evaluations cannot tell
+
+
+def test_the_round_of_overtaking_is_the_first_that_reaches_the_leak():
+    early, late = curve([0.1, 0.5, 0.4, 0.6]), curve([0.1, 0.2, 0.3, 0.4], seed=1)
+    never = curve([0.1, 0.2], alpha=0.1)
+    leaks = pd.DataFrame({"dataset": "mnist5k", "alpha": [IID, IID, 0.1], "seed": [0, 1, 0], "accuracy": 0.5})
+    found = overtaken(pd.concat([early, late, never]), leaks)
+    check_keys(found, ["dataset", "alpha"])
+    assert found["round"].tolist()[0] == 10
+    assert found["images_seen"].tolist()[0] == 100
+    assert found["round"].isna().tolist() == [False, True, True]
+    assert found["rounds"].tolist() == [20, 20, 10]
+    assert found["still_rising"].all()
+    iid, skewed = in_words(found).split("; ")
+    assert iid == "IID clients from round 10 of 20 on in 1 of 2 seeds (still rising)"
+    assert skewed == "Dirichlet(0.1) clients not within 10 rounds (still rising)"
+    both = found.head(2).assign(round=[10.0, 15.0], still_rising=False)
+    assert crossing(both) == "from round 10 to 15 of 20 on"
+    fig = overtaking(pd.concat([early, late, never]), found)
+    assert [ax.get_title() for ax in fig.axes] == ["mnist5k, IID clients", "mnist5k, Dirichlet(0.1) clients"]
+    marks = [line for line in fig.axes[0].lines if str(line.get_label()).startswith("overtaken")]
+    assert [line.get_xdata()[0] for line in marks] == [10]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("gi", "clean", "told"),
+    [
+        (
+            0.53,
+            0.63,
+            "the same 2,000 images clean 63.0 %, 6.0 points above the federation: quality, not number",
+        ),
+        (0.40, 0.50, "7.0 points below the federation: so few images, however good, stay behind"),
+        (0.60, 0.63, "clean 63.0 %"),
+    ],
+)
+def test_what_holds_inversion_back_follows_from_the_table(gi, clean, told):
+    rows = {"images": 2000, "accuracy": clean, "accuracy_gi": gi, "accuracy_of_federation": 0.57}
+    text = held_back(pd.DataFrame([rows]))
+    assert told in text
+    assert ("the federation" in text) == (gi < 0.57)
+
+
+@pytest.mark.parametrize(("dataset", "numbers"), [("mnist5k", 0), ("cifar10", 3)])
+def test_the_papers_numbers_are_drawn_for_their_data_set_only(dataset, numbers):
+    rows = [(dataset, seed, source, 0.7) for source in ("fedavg", "lll") for seed in range(3)]
+    table = pd.DataFrame(rows, columns=["dataset", "seed", "source", "accuracy"])
+    across = lines_of("P1", "P2", "P3")
+    fig = points(table, "source", "accuracy", "source", horizontal=True, across=across)
+    drawn = [line for line in fig.axes[0].lines if str(line.get_label()).startswith("paper")]
+    assert [line.get_xdata()[0] for line in drawn] == [0.7276, 0.9034, 0.9316][:numbers]
+    plt.close("all")
+
+
+def test_a_leak_that_was_not_measured_is_never_overtaken():
+    found = overtaken(curve([0.5] * 4), pd.DataFrame(columns=["dataset", "alpha", "seed", "accuracy"]))
+    assert found["round"].isna().all()
+    assert found["accuracy_of_leak"].isna().all()
+    assert nan not in found["rounds"].tolist()
