@@ -153,7 +153,8 @@ def stops_chart(found: pd.DataFrame) -> Figure:
             if attack in cells.index:
                 cell = cells.loc[attack]
                 judged = cell["verdict"]
-                numbers = f"{100 * cell['leak_rate']:.0f} % leak, worth {100 * cell['accuracy_of_leak']:.0f} %"
+                few = f" of {cell['attacked_images']}" if cell["attacked_images"] < 100 else ""
+                numbers = f"{100 * cell['leak_rate']:.0f} %{few} leak, worth {100 * cell['accuracy_of_leak']:.0f} %"
             ax.add_patch(
                 plt.Rectangle((column, place), 1, 1, facecolor=VERDICTS[judged], edgecolor="white", linewidth=2)
             )
