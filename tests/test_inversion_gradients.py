@@ -9,7 +9,8 @@ from torch import nn
 
 from leaklearn.attacks import Loki, RobbingTheFed
 from leaklearn.attacks.inversion import convolution
-from leaklearn.attacks.inversion.gradients import Gradients, last_linear
+from leaklearn.attacks.inversion.gradients import Gradients
+from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.data.images import DataInfo
 from leaklearn.federated import FedAvg, FedSGD, Payload
 from leaklearn.models import Normalise, build

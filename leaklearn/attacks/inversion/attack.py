@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 
 import torch
@@ -12,18 +11,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from leaklearn.attacks.inversion.check import Check, check, check_updates
-from leaklearn.attacks.inversion.engine import Inversion, Part, finish, gather, minimise
-from leaklearn.attacks.inversion.gradients import Gradients, last_linear
+from leaklearn.attacks.inversion.engine import Found, Inversion, finish, gather, minimise
+from leaklearn.attacks.inversion.gradients import Gradients
 from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
 from leaklearn.attacks.inversion.presets import Settings, preset
 from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
 from leaklearn.attacks.labels import restore_labels
+from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
-
-log = logging.getLogger(__name__)
 
 RECORDED = 50
 """Points of an objective's course that are kept."""
@@ -33,10 +31,7 @@ RECORDED = 50
 class GradientInversion:
     """An optimisation attack on single clients' updates.
 
-    Attributes
-    ----------
-    settings : Settings or str
-        What is minimised and how; a string names one of `leaklearn.attacks.inversion.presets.PRESETS`.
+    `settings` say what is minimised and how; a string names one of `leaklearn.attacks.inversion.presets.PRESETS`.
     """
 
     settings: Settings | str = "fast"
@@ -99,11 +94,9 @@ class GradientInversion:
 
         Parameters
         ----------
-        payload
-            What the server sent; the attack runs on its device.
-        updates
-            Single clients' answers. Their protocol tells batch size, local steps, local learning rate and batch-norm
-            mode: what the server ordered.
+        payload, updates
+            What the server sent, on whose device the attack runs, and single clients' answers. Their protocol tells
+            batch size, local steps, local learning rate and batch-norm mode: what the server ordered.
         labels
             (K, N) int64; None: restored from the updates, or optimised, as the settings say.
         seed
@@ -118,10 +111,8 @@ class GradientInversion:
             (C, H, W) of an image; None: as the model's own `shape` says, or that of `start`.
         snapshots
             Iterations at which the images are kept, 0 to `settings.iterations`.
-        progress
-            Show a progress bar.
-        tick
-            Called after every iteration with the clients' objectives.
+        progress, tick
+            Whether to show a progress bar; and what is called after every iteration with the clients' objectives.
 
         Raises
         ------
@@ -142,7 +133,7 @@ class GradientInversion:
         total = settings.iterations
         record = {i * total // RECORDED for i in range(RECORDED + 1)}
         bar = tqdm(total=total * len(groups), desc=settings.name, disable=not progress, leave=False, unit="it")
-        parts = []
+        found = self._blank(payload, points, shape, labels)
         with kept_pages():
             for rows in groups:
                 target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
@@ -167,14 +158,11 @@ class GradientInversion:
                     snapshots=snapshots,
                     tick=after,
                 )
-                parts.append(finish(problem, outcome))
+                finish(problem, outcome, found, rows)
         bar.close()
-        blank = self._blank(payload, points, shape, labels)
-        meta = {"attack": "gradient inversion", **settings.describe(), "round": round, "seed": seed}
+        meta = {"attack": "gradient inversion", **asdict(settings), "round": round, "seed": seed}
         meta |= {"kind": updates.kind, "labels_given": given, "clients": len(updates)}
-        found = gather(parts, finite.nonzero().flatten(), blank, updates.clients, meta, perf_counter() - begin)
-        log.info("%s: %s", settings.name, found)
-        return found
+        return gather(found, updates.clients, meta, perf_counter() - begin)
 
     def _labels(
         self, payload: Payload, updates: Updates, labels: Tensor | None, finite: Tensor, images: int
@@ -214,13 +202,13 @@ class GradientInversion:
         points = points.flatten(2)
         return torch.cat([points, torch.randn(*lead, scores, generator=generator).to(points)], 2) if scores else points
 
-    def _blank(self, payload: Payload, points: Tensor, shape: torch.Size, labels: Tensor | None) -> Part:
+    def _blank(self, payload: Payload, points: Tensor, shape: torch.Size, labels: Tensor | None) -> Found:
         """What is returned of a client that could not be attacked: its start, and no confidence."""
         count, units = len(points), Units.of(payload.to("cpu"))
         images = units.images(points[:, 0, : shape.numel()].unflatten(1, shape).float().cpu()).clamp(0, 1)
-        labels = torch.zeros(count, shape[0], dtype=torch.int64) if labels is None else labels
-        zero = torch.zeros(count)
-        return Part(images.float(), labels, zero, zero + torch.inf, zero.to(torch.int64), {}, {})
+        labels = torch.zeros(count, shape[0], dtype=torch.int64) if labels is None else labels.to(torch.int64).clone()
+        none, failed, attempts = torch.zeros(count), torch.full((count,), torch.inf), torch.zeros_like(labels[:, 0])
+        return Found(images.float(), labels, none, failed, attempts, {}, {})
 
 
 def _image_shape(payload: Payload, start: Tensor | None, shape: Sequence[int] | None) -> tuple[int, ...]:

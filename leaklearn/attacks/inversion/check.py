@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.inversion.gradients import BATCH_NORM, Gradients, State, last_linear
+from leaklearn.attacks.inversion.gradients import BATCH_NORM, Gradients
 from leaklearn.attacks.inversion.objectives import squares
 from leaklearn.attacks.inversion.presets import Settings
 from leaklearn.attacks.inversion.problem import Units
+from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.protocols import FedAvg, Protocol
 
@@ -27,20 +28,11 @@ AGREES = {"gradient": 1e-3, "delta": 2e-2}
 
 @dataclass(frozen=True)
 class Check:
-    """Findings of a self-check.
+    """Findings of a self-check."""
 
-    Attributes
-    ----------
-    problems : tuple of str
-        What is wrong, a sentence each; the attack will fail, or fails for the clients named.
-    notes : tuple of str
-        What is worth knowing.
-    distance : Tensor or None
-        (K,) relative distance between the update simulated from the truth and the one sent; None without truth.
-    """
-
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
+    problems: tuple[str, ...]  # what is wrong, a sentence each: the attack will fail, or fails for the clients named
+    notes: tuple[str, ...]  # what is worth knowing
+    # (K,) relative distance between the update simulated from the truth and the one sent; None without truth.
     distance: Tensor | None = None
 
     @property
@@ -58,10 +50,7 @@ class Check:
 def check_updates(payload: Payload, updates: Updates) -> Tensor:
     """Which clients' updates are finite, (K,) bool.
 
-    Raises
-    ------
-    ValueError
-        If the updates are a sum, or parameters are missing or of other shapes than the payload's.
+    A ValueError says where the updates are a sum, or parameters are missing or of other shapes than the payload's.
     """
     if updates.summed:
         raise ValueError(
@@ -86,23 +75,10 @@ def check_updates(payload: Payload, updates: Updates) -> Tensor:
 def check(
     settings: Settings, payload: Payload, updates: Updates, labels: Tensor | None = None, truth: Tensor | None = None
 ) -> Check:
-    """Look for what would make an attack fail.
+    """Look for what would make an attack of these settings fail.
 
-    Parameters
-    ----------
-    settings
-        Of the attack.
-    payload, updates
-        The exchange.
-    labels
-        (K, N) int64, if known.
-    truth
-        (K, N, C, H, W), float in [0, 1] or uint8, in the order of `labels`, which it needs: to debug one's own set-up.
-
-    Raises
-    ------
-    ValueError
-        If truth comes without labels, or is not of that shape.
+    Labels are (K, N) int64, where they are known. `truth` is for debugging one's own set-up: (K, N, C, H, W), float in
+    [0, 1] or uint8, in the order of the labels. A ValueError refuses truth without labels, or of another shape.
     """
     try:
         finite = check_updates(payload, updates)
@@ -177,7 +153,9 @@ def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: 
 
     def distance(protocol: Protocol = protocol, images: Tensor = truth, factor: float = 1.0) -> Tensor:
         found = Gradients(payload, protocol)(images.detach().requires_grad_(), labels).update
-        return _distance({name: factor * value.detach() for name, value in found.items()}, updates.tensors)
+        sent = {name: updates.tensors[name].to(value) for name, value in found.items()}
+        missed = squares({name: factor * found[name].detach() - sent[name] for name in sent})
+        return (missed / squares(sent).clamp_min(1e-30)).sqrt()
 
     here = distance()
     if bool((here <= agrees).all()):
@@ -205,8 +183,3 @@ def _of_truth(payload: Payload, updates: Updates, labels: Tensor | None, truth: 
         f"the truth does not give the update of {len(bad)} of {count} clients (first: client {bad[0]}; relative "
         f"distance up to {worst:.2g}): other images, labels in another order, other weights, or a defence"
     )
-
-
-def _distance(found: State, sent: State) -> Tensor:
-    sent = {name: sent[name].to(value) for name, value in found.items()}
-    return (squares({n: found[n] - sent[n] for n in sent}) / squares(sent).clamp_min(1e-30)).sqrt()

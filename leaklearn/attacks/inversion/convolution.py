@@ -52,19 +52,10 @@ def supports(layer: nn.Module) -> bool:
 
 
 def weight_gradient(layer: nn.Conv2d, inputs: Tensor, derivative: Tensor, clients: int) -> Tensor:
-    """dL/dW of every client.
+    """dL/dW of every client, (K, O, C, kernel, kernel), which can be differentiated once.
 
-    Parameters
-    ----------
-    layer
-        One that `supports` accepts; its weights play no part.
-    inputs, derivative
-        (N*K, C, H, W) what went in, and (N*K, O, h, w) the loss's derivative by what came out; clients run fastest.
-
-    Returns
-    -------
-    Tensor
-        (K, O, C, kernel, kernel). It can be differentiated once.
+    `inputs` (N*K, C, H, W) went into a layer that `supports` accepts, whose weights play no part; `derivative` (N*K, O,
+    h, w) is the loss's by what came out; clients run fastest.
     """
     geometry = Geometry(layer.stride, layer.padding, layer.dilation)
     rule = _Windows if layer.in_channels <= FEW_CHANNELS else _Grouped

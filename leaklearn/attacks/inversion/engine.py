@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,16 +25,14 @@ CAUTION = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Where the rows ended: z (R, D), of each the point of least value; value and objective (R,) there, infinite for a
-    row that failed every time; attempts (R,) int64, the starts that were used; history and snapshots, objectives (R,)
-    and pixels (R, N, C, H, W) by iteration."""
+    """Where R rows ended: of each the point of least value."""
 
-    z: Tensor
-    value: Tensor
+    z: Tensor  # (R, D)
+    value: Tensor  # (R,) with priors, and `objective` (R,) without, there; infinite for a row that failed every time
     objective: Tensor
-    attempts: Tensor
-    history: dict[int, Tensor]
-    snapshots: dict[int, Tensor]
+    attempts: Tensor  # (R,) int64, the starts that were used
+    history: dict[int, Tensor]  # objectives (R,) by iteration
+    snapshots: dict[int, Tensor]  # pixels (R, N, C, H, W) by iteration
 
 
 def minimise(
@@ -43,26 +41,15 @@ def minimise(
     restart: Callable[[int], Tensor],
     *,
     generator: torch.Generator,
-    record: Collection[int] = (),
-    snapshots: Collection[int] = (),
-    tick: Callable[[Tensor], None] = lambda objective: None,
+    record: Collection[int],
+    snapshots: Collection[int],
+    tick: Callable[[Tensor], None],
 ) -> Outcome:
-    """Minimise a problem from (R, D) start variables.
+    """Minimise a problem from start variables (R, D).
 
-    Parameters
-    ----------
-    problem
-        Value and derivative.
-    start
-        (R, D), on the device to compute on.
-    restart
-        Gives start variables for the n-th attempt, n from 2: for rows that diverge.
-    generator
-        Of Langevin noise, on the CPU.
-    record, snapshots
-        Iterations at which the objective, and the images, are kept; the iteration of number `iterations` is the end.
-    tick
-        Called after every iteration with the objective (R,).
+    `restart` gives start variables for the n-th attempt, n from 2, of rows that diverge; the generator, on the CPU, is
+    of Langevin noise. At the iterations `record` the objective is kept, at `snapshots` the images; the iteration of
+    number `iterations` is the end. `tick` is called after every iteration with the objective (R,).
     """
     settings, rows = problem.settings, len(start)
     total = settings.iterations
@@ -120,28 +107,16 @@ def minimise(
 class Inversion:
     """Outcome of an attack on K clients of N images.
 
-    Attributes
-    ----------
-    leak : Leak
-        K*N images with labels; `bin` is the position among the client's dummy images, `confidence` the cosine
-        similarity between the update that the images would give and the one sent, 0 where the client's attack failed.
-    objective : Tensor
-        (K,) matching objective at the result, infinite for a failed client.
-    history : dict of int to Tensor
-        Objective (K,) at recorded iterations.
-    snapshots : dict of int to Tensor
-        Images (K, N, C, H, W) in [0, 1] at the iterations asked for.
-    attempts : Tensor
-        (K,) int64: starts that were needed; more than 1 where the attack became infinite or diverged, 0 where the
-        update itself is not finite.
-    seconds : float
-        Duration.
+    `leak` holds K*N images with labels; its `bin` is the position among the client's dummy images, its `confidence` the
+    cosine similarity between the update that the images would give and the one sent, 0 where the attack failed.
     """
 
     leak: Leak
-    objective: Tensor
-    history: dict[int, Tensor]
-    snapshots: dict[int, Tensor]
+    objective: Tensor  # (K,) at the result, infinite for a failed client
+    history: dict[int, Tensor]  # objective (K,) at recorded iterations
+    snapshots: dict[int, Tensor]  # images (K, N, C, H, W) in [0, 1] at the iterations asked for
+    # (K,) int64 starts that were needed: more than 1 where the attack became infinite or diverged, 0 where the update
+    # itself is not finite.
     attempts: Tensor
     seconds: float
 
@@ -160,8 +135,8 @@ class Inversion:
     __repr__ = __str__
 
 
-class Part(NamedTuple):
-    """What one group of clients gave, a row for each client, on the CPU."""
+class Found(NamedTuple):
+    """What is known of K clients, a row for each, on the CPU; every group that was attacked writes its rows."""
 
     images: Tensor
     labels: Tensor
@@ -172,49 +147,39 @@ class Part(NamedTuple):
     snapshots: dict[int, Tensor]
 
 
-def finish(problem: Problem, outcome: Outcome) -> Part:
-    """Keep the best restart of each client; its history and snapshots are those of the first restart."""
+def finish(problem: Problem, outcome: Outcome, found: Found, rows: Tensor) -> None:
+    """Write the best restart of each client into its row; its history and snapshots are those of the first restart."""
+
+    def images(pixels: Tensor) -> Tensor:
+        return problem.units.images(pixels).clamp(0, 1).cpu().float()
+
     copies = problem.settings.restarts
     best = outcome.value.view(-1, copies).argmin(1)
-    rows = best + copies * torch.arange(len(best), device=best.device)
-    similarity = problem.similarity(outcome.z)[rows]
-    labels = problem.labels(outcome.z)[rows]
-    images = problem.units.images(problem.pixels(outcome.z[rows])).clamp(0, 1)
-    good = outcome.value[rows].isfinite()
-    return Part(
-        images.cpu().float(),
-        (labels.argmax(2) if labels.is_floating_point() else labels).cpu(),
-        torch.where(good & similarity.isfinite(), similarity, 0).cpu().float(),
-        torch.where(good, outcome.objective[rows], torch.inf).cpu(),
-        outcome.attempts[rows].cpu(),
-        {i: value[::copies].cpu() for i, value in outcome.history.items()},
-        {i: problem.units.images(p[::copies]).clamp(0, 1).cpu().float() for i, p in outcome.snapshots.items()},
-    )
+    chosen = best + copies * torch.arange(len(best), device=best.device)
+    similarity, labels = problem.similarity(outcome.z)[chosen], problem.labels(outcome.z)[chosen]
+    good = outcome.value[chosen].isfinite()
+    found.images[rows] = images(problem.pixels(outcome.z[chosen]))
+    found.labels[rows] = (labels.argmax(2) if labels.is_floating_point() else labels).cpu()
+    found.similarity[rows] = torch.where(good & similarity.isfinite(), similarity, 0).cpu().float()
+    found.objective[rows] = torch.where(good, outcome.objective[chosen], torch.inf).cpu().float()
+    found.attempts[rows] = outcome.attempts[chosen].cpu()
+    for i, objective in outcome.history.items():
+        course = found.history.setdefault(i, torch.full_like(found.objective, torch.nan))
+        course[rows] = objective[::copies].cpu().float()
+    for i, pixels in outcome.snapshots.items():
+        found.snapshots.setdefault(i, found.images.clone())[rows] = images(pixels[::copies])
 
 
-def gather(parts: Sequence[Part], rows: Tensor, blank: Part, clients: Tensor, meta: dict, seconds: float) -> Inversion:
-    """All groups together; clients that are not in `rows` (positions of the attacked ones) get what `blank` says."""
-
-    def put(into: Tensor, found: Sequence[Tensor]) -> Tensor:
-        into = into.clone()
-        if found:
-            into[rows] = torch.cat(list(found)).to(into.dtype)
-        return into
-
-    images, labels, similarity, objective, attempts = (put(blank[i], [part[i] for part in parts]) for i in range(5))
-    none = torch.full_like(objective, torch.nan)
-    iterations = parts[0].history if parts else {}
-    history = {i: put(none, [part.history[i] for part in parts]) for i in iterations}
-    kept = parts[0].snapshots if parts else {}
-    snapshots = {i: put(blank.images, [part.snapshots[i] for part in parts]) for i in kept}
-    count, batch = labels.shape
+def gather(found: Found, clients: Tensor, meta: dict[str, Any], seconds: float) -> Inversion:
+    """The outcome for all clients."""
+    count, batch = found.labels.shape
     leak = Leak(
-        images.flatten(0, 1),
-        similarity.clamp(0, 1).repeat_interleave(batch),
+        found.images.flatten(0, 1),
+        found.similarity.clamp(0, 1).repeat_interleave(batch),
         clients.cpu().repeat_interleave(batch),
         torch.full((count * batch,), meta["round"]),
         torch.arange(batch).repeat(count),
-        labels.flatten(),
-        {**meta, "failed": (~objective.isfinite()).nonzero().flatten().tolist()},
+        found.labels.flatten(),
+        {**meta, "failed": (~found.objective.isfinite()).nonzero().flatten().tolist()},
     )
-    return Inversion(leak, objective, history, snapshots, attempts, seconds)
+    return Inversion(leak, found.objective, found.history, found.snapshots, found.attempts, seconds)

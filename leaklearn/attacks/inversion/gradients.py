@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from leaklearn.attacks.inversion import convolution
+from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 State = dict[str, Tensor]
-BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class Computed(NamedTuple):
@@ -37,14 +38,8 @@ class Gradients:
     """Updates of K clients, differentiable by their images.
 
     All start from the payload and do what the protocol says: FedSGD (one gradient) or FedAvg (the weights' change over
-    local steps), with batch norm in train mode or by the payload's own statistics.
-
-    Attributes
-    ----------
-    layered : bool
-        Whether all clients' images go through the network as one batch.
-    one_gradient : bool
-        Whether the update is a gradient at the weights that the server sent.
+    local steps), with batch norm in train mode or by the payload's own statistics. `layered` tells whether all clients'
+    images go through the network as one batch, `one_gradient` whether the update is a gradient at the weights sent.
     """
 
     def __init__(self, payload: Payload, protocol: Protocol) -> None:
@@ -61,12 +56,8 @@ class Gradients:
     def __call__(self, images: Tensor, labels: Tensor) -> Computed:
         """What the clients would answer: gradients for FedSGD, differences of weights for FedAvg.
 
-        Parameters
-        ----------
-        images
-            (K, N, C, H, W) float in [0, 1]; N = T*b images a client for T local steps, step by step.
-        labels
-            (K, N) int64, or (K, N, classes) float: a distribution over the classes for each image.
+        Images are (K, N, C, H, W) float in [0, 1], N = T*b a client for T local steps, step by step; labels (K, N)
+        int64, or (K, N, classes) float: a distribution over the classes for each image.
         """
         model, mode = self.payload.model, self.payload.model.training
         model.train(self.training)
@@ -96,7 +87,9 @@ class Gradients:
         update = {}
         for name, derivative in zip(self._layers, derivatives, strict=True):
             layer = self._layers[name]
-            for parameter, value in _layer_gradients(layer, seen.inputs[name], derivative, clients, self._own(name)):
+            rule: Callable = _convolution if isinstance(layer, nn.Conv2d) else _GRADIENTS[type(layer)]
+            found = rule(layer, seen.inputs[name], derivative, clients, self._own(name))
+            for parameter, value in found.items():
                 update[f"{name}.{parameter}" if name else parameter] = value
         inputs = {name: value.unflatten(0, (batch, clients)).transpose(0, 1) for name, value in seen.inputs.items()}
         return Computed({name: update[name] for name in self._parameters}, inputs)
@@ -168,23 +161,12 @@ class _Recorder:
             hook.remove()
 
 
-def last_linear(model: nn.Module) -> str | None:
-    """Name of the last linear layer, in the order in which the model registers its layers; None without one."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else None
-
-
 def _own_layers(model: nn.Module) -> dict[str, nn.Module] | None:
     """The layers that hold parameters, where `_layer_gradients` covers them all and none is used twice; else None."""
     layers = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     parameters = [id(p) for layer in layers.values() for p in layer.parameters(recurse=False)]
     known = all(convolution.supports(layer) or type(layer) in _GRADIENTS for layer in layers.values())
     return layers if known and len(set(parameters)) == len(parameters) else None
-
-
-def _layer_gradients(layer: nn.Module, inputs: Tensor, derivative: Tensor, clients: int, own: State):
-    rule: Callable = _convolution if isinstance(layer, nn.Conv2d) else _GRADIENTS[type(layer)]
-    return rule(layer, inputs, derivative, clients, own).items()
 
 
 def _positions_first(x: Tensor) -> Tensor:
@@ -231,13 +213,10 @@ _GRADIENTS = {
 }
 
 
-AnyBatchNorm = nn.modules.batchnorm._BatchNorm
-
-
 def _mixing(model: nn.Module, training: bool) -> list[nn.Module]:
     """The batch norms that normalise by the batch, so that its images depend on each other: in train mode all, in eval
     mode those that keep no running statistics."""
-    norms = [module for module in model.modules() if isinstance(module, AnyBatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BATCH_NORM)]
     return [norm for norm in norms if training or norm.running_mean is None]
 
 

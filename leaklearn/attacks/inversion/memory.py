@@ -51,23 +51,16 @@ def activation_bytes(payload: Payload, shape: torch.Size) -> int:
     return sum(sizes)
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
 def clients_at_once(payload: Payload, shape: torch.Size, restarts: int = 1) -> int:
     """How many clients of images (N, C, H, W) to attack in one program: what memory, and a CPU's cache, allow."""
     rows = restarts * shape[0]
     activations = rows * activation_bytes(payload, shape[1:])
     weights = restarts * sum(v.numel() * v.element_size() for v in payload.parameters.values())
     cost = COPIES_OF_ACTIVATIONS * activations + COPIES_OF_WEIGHTS * weights
-    most = SHARE * free_bytes(payload.device) / cost
-    if payload.device.type == "cpu":
-        most = min(most, CACHE_BYTES / activations)
-    return max(1, int(most))
+    on_gpu = payload.device.type == "cuda"
+    free = torch.cuda.mem_get_info(payload.device)[0] if on_gpu else psutil.virtual_memory().available
+    most = SHARE * free / cost
+    return max(1, int(most if on_gpu else min(most, CACHE_BYTES / activations)))
 
 
 @contextmanager

@@ -68,13 +68,8 @@ def layer_euclidean(g: State, t: State) -> Tensor:
     return sum(squares({n: g[n] - t[n]}) / squares({n: t[n]}).clamp_min(TINY) for n in t) / len(t)
 
 
-OBJECTIVES: dict[str, Callable[[State, State], Tensor]] = {
-    "cosine": cosine,
-    "euclidean": euclidean,
-    "layer_norms": layer_norms,
-    "layer_cosine": layer_cosine,
-    "layer_euclidean": layer_euclidean,
-}
+_ALL = (cosine, euclidean, layer_norms, layer_cosine, layer_euclidean)
+OBJECTIVES: dict[str, Callable[[State, State], Tensor]] = {function.__name__: function for function in _ALL}
 
 
 def largest_entries(t: State, share: float) -> State:

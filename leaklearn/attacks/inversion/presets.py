@@ -4,7 +4,7 @@ that its authors, or the code people use, publish."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -23,81 +23,37 @@ KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool2d, 
 class Settings:
     """An optimisation attack: minimise `weight` * objective + the weighted priors over the dummy images.
 
-    Attributes
-    ----------
-    name : str
-        For tables and figures.
-    objective : str
-        One of `OBJECTIVES`.
-    weight : float
-        Of the objective.
-    priors : mapping of str to float
-        Weight of each prior, by its name in `PRIORS`.
-    start : str
-        One of `STARTS`.
-    step : str
-        ``"adam"`` or ``"lbfgs"``.
-    transform : str
-        What is done to the derivative before the step, one of `TRANSFORMS`: the sign makes all pixels move alike.
-    lr : float
-        Step length in normalised pixel units.
-    schedule : str
-        One of `SCHEDULES`.
-    warmup : int
-        Iterations over which the step length rises to `lr`.
-    iterations : int
-        Evaluations of the derivative.
-    polish : float
-        Share of the iterations, the last ones, that L-BFGS makes from the best point so far: it converges where
-        the sign only jitters. `schedule` runs over the others.
-    history : int
-        Pairs that L-BFGS keeps: more find a better direction and cost as much memory and time.
-    boxed : bool
-        Whether pixels are kept in the range that images have.
-    restarts : int
-        Independent starts for each client; the one of least objective is kept.
-    langevin : float
-        Standard deviation of noise added to the derivative, times the step length.
-    matched : float
-        Share of each update's entries, the largest, that are matched: partial gradient matching.
-    gradient_penalty : float
-        b in (1 - b) * dD(x) + b * dD(x + r * dD(x) / |dD(x)|): flattens the objective around its minimum, as a penalty
-        on |dD| would (Zhao et al., ICML 2022); FedLeak's second idea. Doubles the cost.
-    if_smooth : mapping of str to object
-        Settings to take instead where the network is smooth (`smooth`): there L-BFGS converges, elsewhere it sticks.
-    labels : str
-        Where labels come from when none are given: ``"joint"`` optimises them with the images (DLG), anything else is
-        a method of `leaklearn.attacks.labels.restore_labels`.
-    source : str
-        Where the attack is published.
-
-    Raises
-    ------
-    ValueError
-        For a name that is in no table, or a number out of range.
+    A ValueError refuses a name that is in no table, and a number out of range.
     """
 
     name: str = "custom"
-    objective: str = "cosine"
-    weight: float = 1.0
-    priors: Mapping[str, float] = field(default_factory=dict)
-    start: str = "normal"
-    step: str = "adam"
-    transform: str = "sign"
-    lr: float = 0.1
-    schedule: str = "step"
-    warmup: int = 0
-    iterations: int = 1000
+    objective: str = "cosine"  # one of `OBJECTIVES`
+    weight: float = 1.0  # of the objective
+    priors: Mapping[str, float] = field(default_factory=dict)  # weight of each, by its name in `PRIORS`
+    start: str = "normal"  # one of `STARTS`
+    step: str = "adam"  # or "lbfgs"
+    transform: str = "sign"  # of the derivative before the step, one of `TRANSFORMS`: the sign moves all pixels alike
+    lr: float = 0.1  # step length in normalised pixel units
+    schedule: str = "step"  # one of `SCHEDULES`
+    warmup: int = 0  # iterations over which the step length rises to `lr`
+    iterations: int = 1000  # evaluations of the derivative
+    # Share of the iterations, the last ones, that L-BFGS makes from the best point so far: it converges where the sign
+    # only jitters. `schedule` runs over the others.
     polish: float = 0.0
-    history: int = 30
-    boxed: bool = True
-    restarts: int = 1
-    langevin: float = 0.0
-    matched: float = 1.0
+    history: int = 30  # pairs that L-BFGS keeps: more find a better direction and cost as much memory and time
+    boxed: bool = True  # whether pixels are kept in the range that images have
+    restarts: int = 1  # independent starts for each client; the one of least objective is kept
+    langevin: float = 0.0  # standard deviation of noise added to the derivative, times the step length
+    matched: float = 1.0  # share of each update's entries, the largest, that are matched: partial gradient matching
+    # b in (1 - b) * dD(x) + b * dD(x + r * dD(x) / |dD(x)|): flattens the objective around its minimum, as a penalty on
+    # |dD| would (Zhao et al., ICML 2022); FedLeak's second idea. Doubles the cost.
     gradient_penalty: float = 0.0
+    # Settings to take instead where no layer of the network has a kink: there L-BFGS converges, elsewhere it sticks.
     if_smooth: Mapping[str, Any] = field(default_factory=dict)
+    # Where labels come from when none are given: "joint" optimises them with the images (DLG), anything else is a
+    # method of `leaklearn.attacks.labels.restore_labels`.
     labels: str = "auto"
-    source: str = ""
+    source: str = ""  # where the attack is published
 
     def __post_init__(self) -> None:
         tables = {"objective": OBJECTIVES, "start": STARTS, "step": STEPS, "transform": TRANSFORMS}
@@ -135,75 +91,50 @@ class Settings:
         return replace(self, if_smooth=kept, **changes)
 
     def for_network(self, model: nn.Module) -> Settings:
-        """The settings that hold for a network."""
-        return replace(self, if_smooth={}, **(self.if_smooth if smooth(model) else {}))
-
-    def describe(self) -> dict[str, Any]:
-        """All settings as plain values, for provenance."""
-        return asdict(self)
+        """The settings that hold for a network; kinks in functions that its `forward` calls are not seen."""
+        kinked = any(isinstance(module, KINKED) for module in model.modules())
+        return replace(self, if_smooth={}, **({} if kinked else self.if_smooth))
 
 
-def smooth(model: nn.Module) -> bool:
-    """Whether no layer of a network has a kink; functions that its `forward` calls are not seen."""
-    return not any(isinstance(module, KINKED) for module in model.modules())
-
-
-PRESETS: dict[str, Settings] = {
+_DLG = Settings(
+    name="dlg",
+    source="Zhu et al., Deep Leakage from Gradients, NeurIPS 2019",
+    objective="euclidean",
+    step="lbfgs",
+    transform="none",
+    lr=1.0,
+    schedule="constant",
+    iterations=6000,
+    history=100,
+    boxed=False,
+    labels="joint",
+)
+_PRESETS = (
     # Images and labels together, L-BFGS at step length 1 with PyTorch's history of 100, 300 steps of up to 20
     # evaluations.
-    "dlg": Settings(
-        name="dlg",
-        source="Zhu et al., Deep Leakage from Gradients, NeurIPS 2019",
-        objective="euclidean",
-        start="normal",
-        step="lbfgs",
-        transform="none",
-        lr=1.0,
-        schedule="constant",
-        iterations=6000,
-        history=100,
-        boxed=False,
-        labels="joint",
-    ),
+    _DLG,
     # The same with labels read off the update.
-    "idlg": Settings(
-        name="idlg",
-        source="Zhao, Mopuri, Bilen, iDLG, arXiv 2001.02610",
-        objective="euclidean",
-        start="normal",
-        step="lbfgs",
-        transform="none",
-        lr=1.0,
-        schedule="constant",
-        iterations=6000,
-        history=100,
-        boxed=False,
-        labels="idlg",
-    ),
+    replace(_DLG, name="idlg", source="Zhao, Mopuri, Bilen, iDLG, arXiv 2001.02610", labels="idlg"),
     # As breaching configures it: total variation 0.2 is made for ImageNet; at 32x32 pixels 1e-2 to 1e-5 is better.
-    "inverting_gradients": Settings(
+    Settings(
         name="inverting_gradients",
         source="Geiping et al., Inverting Gradients, NeurIPS 2020",
         objective="cosine",
         priors={"tv": 0.2},
-        start="normal",
         transform="sign",
-        lr=0.1,
         schedule="step",
         iterations=24_000,
         labels="bias_corrected",
     ),
     # As breaching configures it (its objective is half the squared distance, hence 0.5e-4). Group consistency needs
     # several restarts: add "group": 0.01 with restarts=4.
-    "gradinversion": Settings(
+    Settings(
         name="gradinversion",
         source="Yin et al., See through Gradients, CVPR 2021",
         objective="euclidean",
         weight=0.5e-4,
         priors={"tv": 1e-4, "l2": 1e-6, "batch_norm": 0.1},
-        start="normal",
         transform="none",
-        lr=0.1,
         schedule="cosine",
         warmup=50,
         iterations=20_000,
@@ -211,14 +142,13 @@ PRESETS: dict[str, Settings] = {
         labels="gradinversion",
     ),
     # The best of the literature, put together by breaching's authors.
-    "modern": Settings(
+    Settings(
         name="modern",
         source="Geiping et al., breaching (github.com/JonasGeiping/breaching)",
         objective="cosine",
         priors={"tv_opponents": 0.1, "features": 0.1},
         start="patterned",
         transform="soft_sign",
-        lr=0.1,
         schedule="cosine",
         warmup=50,
         iterations=24_000,
@@ -226,7 +156,7 @@ PRESETS: dict[str, Settings] = {
     ),
     # A flat start and large steps of the sign that die away; where the network is smooth, L-BFGS alone, which
     # needs a third of the iterations. Total variation with double opponents, rounded off.
-    "fast": Settings(
+    Settings(
         name="fast",
         source="ours",
         objective="cosine",
@@ -238,7 +168,8 @@ PRESETS: dict[str, Settings] = {
         iterations=150,
         if_smooth={"polish": 1.0, "priors": {"tv_smooth": 1e-3}},
     ),
-}
+)
+PRESETS: dict[str, Settings] = {settings.name: settings for settings in _PRESETS}
 
 
 def preset(name: str) -> Settings:

@@ -24,25 +24,13 @@ ROUNDING = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """What priors may look at.
+    """What priors may look at; rows that attack the same client (restarts) stand together."""
 
-    Attributes
-    ----------
-    pixels : Tensor
-        (K, B, C, H, W) in normalised units. Rows that attack the same client (restarts) stand together.
-    inputs : dict of str to Tensor
-        What went into the layers, (K, B, ...), by module name.
-    features : FeatureTarget or None
-        What the update says of the input of the last linear layer.
-    restarts : int
-        Rows for each client.
-    """
-
-    pixels: Tensor
-    inputs: dict[str, Tensor]
+    pixels: Tensor  # (K, B, C, H, W) in normalised units
+    inputs: dict[str, Tensor]  # what went into the layers, (K, B, ...), by module name
     payload: Payload
-    features: FeatureTarget | None
-    restarts: int
+    features: FeatureTarget | None  # what the update says of the input of the last linear layer
+    restarts: int  # rows for each client
 
 
 def tv(candidate: Candidate) -> Tensor:
@@ -109,17 +97,8 @@ def features(candidate: Candidate) -> Tensor:
     return candidate.features.distance(candidate.inputs[candidate.features.layer])
 
 
-PRIORS: dict[str, Callable[[Candidate], Tensor]] = {
-    "tv": tv,
-    "tv_isotropic": tv_isotropic,
-    "tv_squared": tv_squared,
-    "tv_opponents": tv_opponents,
-    "tv_smooth": tv_smooth,
-    "l2": l2,
-    "batch_norm": batch_norm,
-    "group": group,
-    "features": features,
-}
+_PRIORS = (tv, tv_isotropic, tv_squared, tv_opponents, tv_smooth, l2, batch_norm, group, features)
+PRIORS: dict[str, Callable[[Candidate], Tensor]] = {function.__name__: function for function in _PRIORS}
 
 
 def _differences(pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,10 +164,5 @@ def colours(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return colour + zero(shape, generator)
 
 
-STARTS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {
-    "normal": normal,
-    "uniform": uniform,
-    "patterned": patterned,
-    "zero": zero,
-    "colours": colours,
-}
+_STARTS = (normal, uniform, patterned, zero, colours)
+STARTS: dict[str, Callable[[tuple[int, ...], Generator], Tensor]] = {start.__name__: start for start in _STARTS}

@@ -15,6 +15,8 @@ from math import cos, pi
 import torch
 from torch import Tensor
 
+from leaklearn.attacks.inversion.objectives import dot
+
 TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     # progress runs from 0 to 1. Sign: Geiping et al., NeurIPS 2020. Soft sign: breaching's "modern" attack.
     "none": lambda gradient, progress: gradient,
@@ -72,7 +74,7 @@ class Lbfgs:
 
     def step(self, z: Tensor, value: Tensor, gradient: Tensor, lr: Tensor) -> Tensor:
         """The point to evaluate next; `lr` (K, 1) scales the first step and the longest."""
-        slope = _dot(self._gradient, self._direction)
+        slope = dot(self._gradient, self._direction)
         enough = value <= self._value + self.ARMIJO * self._length * slope
         accepted = enough | self._fresh
         self._remember(z - self._z, gradient - self._gradient, accepted & ~self._fresh)
@@ -84,7 +86,7 @@ class Lbfgs:
             self.forget(lost, keep_point=True)
         new = accepted | lost
         direction = torch.where(new.unsqueeze(1), -self._product(), self._direction)
-        uphill = _dot(direction, self._gradient) >= 0
+        uphill = dot(direction, self._gradient) >= 0
         direction = torch.where(uphill.unsqueeze(1), -self._gradient, direction)
         first = uphill | ~(self._rho > 0).any(0)  # no curvature tells the length
         careful = self.FIRST * z.shape[1] ** 0.5 / direction.norm(dim=1).clamp_min(1e-30)
@@ -96,7 +98,7 @@ class Lbfgs:
 
     def _remember(self, s: Tensor, y: Tensor, moved: Tensor) -> None:
         """Add the pair of each row that moved along positive curvature; the others keep the pairs that they have."""
-        curvature, square = _dot(s, y), _dot(y, y)
+        curvature, square = dot(s, y), dot(y, y)
         good = moved & (curvature > 1e-10 * square) & curvature.isfinite() & square.isfinite()
         if not good.any():
             return
@@ -115,11 +117,11 @@ class Lbfgs:
         newest_first = [i % self._history for i in range(self._written - 1, -1, -1)][: self._history]
         q, alphas = self._gradient.clone(), []
         for i in newest_first:
-            alphas.append(self._rho[i] * _dot(self._s[i], q))
+            alphas.append(self._rho[i] * dot(self._s[i], q))
             q.addcmul_(alphas[-1].unsqueeze(1), self._y[i], value=-1)
         q *= self._scale.unsqueeze(1)
         for i, alpha in zip(reversed(newest_first), reversed(alphas), strict=True):
-            q.addcmul_((alpha - self._rho[i] * _dot(self._y[i], q)).unsqueeze(1), self._s[i])
+            q.addcmul_((alpha - self._rho[i] * dot(self._y[i], q)).unsqueeze(1), self._s[i])
         return q
 
     def forget(self, rows: Tensor, *, keep_point: bool = False) -> None:
@@ -135,35 +137,13 @@ class Lbfgs:
 STEPS: dict[str, Callable[..., Adam | Lbfgs]] = {"adam": lambda z, history=0: Adam(z), "lbfgs": Lbfgs}
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).view(-1)
-
-
-def constant(i: int, n: int) -> float:
-    """1 throughout."""
-    return 1.0
-
-
-def step(i: int, n: int) -> float:
-    """A tenth after 3/8, 5/8 and 7/8 of the iterations (Geiping et al., NeurIPS 2020, their code)."""
-    return 0.1 ** sum(i >= n // part for part in (2.667, 1.6, 1.142))
-
-
-def cosine(i: int, n: int) -> float:
-    """Half a cosine, from 1 to 0."""
-    return (1 + cos(pi * i / n)) / 2
-
-
-def linear(i: int, n: int) -> float:
-    """From 1 to 0 in a straight line."""
-    return 1 - i / n
-
-
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "constant": constant,
-    "step": step,
-    "cosine": cosine,
-    "linear": linear,
+    "constant": lambda i, n: 1.0,
+    # A tenth after 3/8, 5/8 and 7/8 of the iterations (Geiping et al., NeurIPS 2020, their code).
+    "step": lambda i, n: 0.1 ** sum(i >= n // part for part in (2.667, 1.6, 1.142)),
+    # Half a cosine, from 1 to 0, and a straight line.
+    "cosine": lambda i, n: (1 + cos(pi * i / n)) / 2,
+    "linear": lambda i, n: 1 - i / n,
 }
 
 

@@ -107,20 +107,21 @@ def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
     return LastLayer(weight, bias, gram, offset, protocol.images_per_client, middle, protocol.batch_norm)
 
 
-def head_prefix(model: nn.Module) -> str:
-    """What the last linear layer's parameters are called before ``weight``: ``"head."`` in our networks.
+def last_linear(model: nn.Module) -> str | None:
+    """Name of the last linear layer, in the order in which the model registers its layers; None without one."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1] if names else None
 
-    Raises
-    ------
-    ValueError
-        If the model has none.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
+
+def head_prefix(model: nn.Module) -> str:
+    """What the last linear layer's parameters are called before ``weight``, ``"head."`` in our networks; a ValueError
+    where the model has none."""
+    name = last_linear(model)
+    if name is None:
         raise ValueError(
             f"{type(model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's gradients"
         )
-    return f"{linear[-1]}." if linear[-1] else ""
+    return f"{name}." if name else ""
 
 
 def gradient_scale(updates: Updates) -> float:
