@@ -10,14 +10,7 @@ from torch import nn
 from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
 from leaklearn.data import load
 from leaklearn.federated import Payload
-from leaklearn.federated.detection import (
-    Detector,
-    aligned,
-    dominance,
-    explained,
-    exposed_images,
-    gradient_norms,
-)
+from leaklearn.federated.detection import aligned, dominance, explained, exposed_images, gradient_norms, inspect
 from leaklearn.learning import Recipe, train
 from leaklearn.models import build
 
@@ -110,7 +103,7 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_seen(data, batch, name, network):
     attack, marks = ATTACKS[name]
-    found = Detector().inspect(attack.payload(build(network, data), data.test), *batch)
+    found = inspect(attack.payload(build(network, data), data.test), *batch)
     assert found.suspicious
     assert marks <= {warning.test for warning in found.warnings}
     assert "above" in str(found)
@@ -134,7 +127,7 @@ def first_layer_only(payload, noise, seed=0):
 def test_disguised_weights_are_seen_by_what_they_do(data, batch):
     """Rows and columns made unequal: the tests on weights are blind, those on the client's own images are not."""
     payload = first_layer_only(RobbingTheFed(activation="bounded").payload(build("lenet", data), data.test), 0.1)
-    found = Detector().inspect(payload, *batch)
+    found = inspect(payload, *batch)
     assert not {"parallel", "repeated"} & {w.test for w in found.warnings if "fc1" in w.where}
     assert "exposed" in {w.test for w in found.warnings}
 
@@ -142,7 +135,7 @@ def test_disguised_weights_are_seen_by_what_they_do(data, batch):
 def test_what_it_does_not_see(data, batch):
     """ReLU bins under enough disguise pass all tests on their first layer: no image has a neuron to itself there."""
     payload = first_layer_only(RobbingTheFed().payload(build("lenet", data), data.test), 1.0)
-    found = Detector().inspect(payload, *batch)
+    found = inspect(payload, *batch)
     assert not [w for w in found.warnings if "fc1" in w.where]
 
 
@@ -158,22 +151,20 @@ def test_honest_models_are_not_flagged(data, batch, network, norm):
     else:
         models = [build(network, data, norm=norm, width=small[network], seed=seed) for seed in range(2)]
     for model in models:
-        found = Detector().inspect(Payload.of(model), *batch)
+        found = inspect(Payload.of(model), *batch)
         assert not found.suspicious, str(found)
     steps = 20 if network == "resnet18" else 60
     trained = train(models[0], data.train[:1000], test=data.test[:200], recipe=Recipe(steps=steps), evaluate_every=0)
-    found = Detector().inspect(Payload.of(trained.model), *batch)
+    found = inspect(Payload.of(trained.model), *batch)
     assert not found.suspicious, str(found)
 
 
 def test_modes_and_errors(data, batch):
     model = build("convnet", data, width=4)
     payload = Payload.of(model.train())
-    Detector().inspect(payload, batch[0][:4], batch[1][:4])
+    inspect(payload, batch[0][:4], batch[1][:4])
     assert payload.model.training
-    assert not Detector().inspect(payload, batch[0][:4], batch[1][:4]).suspicious
-    assert str(Detector().inspect(payload, batch[0][:4], batch[1][:4])) == "nothing suspicious"
+    assert not inspect(payload, batch[0][:4], batch[1][:4]).suspicious
+    assert str(inspect(payload, batch[0][:4], batch[1][:4])) == "nothing suspicious"
     with pytest.raises(ValueError, match="1 images; the tests compare"):
-        Detector().inspect(payload, batch[0][:1], batch[1][:1])
-    with pytest.raises(ValueError, match="exposed is -1"):
-        Detector(exposed=-1)
+        inspect(payload, batch[0][:1], batch[1][:1])

@@ -13,7 +13,6 @@ from leaklearn.federated import (
     FedAvg,
     FedSGD,
     Payload,
-    SecureAggregation,
     Server,
     draw_batches,
     federate,
@@ -21,6 +20,7 @@ from leaklearn.federated import (
     make_clients,
     respond,
     round_truth,
+    secure_sum,
 )
 from leaklearn.models import build
 
@@ -126,12 +126,14 @@ def test_secure_aggregation_keeps_disjoint_coordinates_apart(clients):
 def test_secure_aggregation_refuses_incomplete_and_surplus_sums(clients):
     payload = Payload.of(build("convnet", INFO, width=4))
     updates = respond(clients[:2], payload, FedSGD(4))
-    aggregation = SecureAggregation(payload, 3)
-    aggregation.add(updates)
     with pytest.raises(ValueError, match="2 of 3 clients"):
-        aggregation.result()
+        secure_sum(payload, [updates], 3)
+    with pytest.raises(ValueError, match="0 of 3 clients"):
+        secure_sum(payload, [], 3)
     with pytest.raises(ValueError, match="4 clients came, 3 were announced"):
-        aggregation.add(updates)
+        secure_sum(payload, [updates, updates], 3)
+    with pytest.raises(ValueError, match="a sum already"):
+        secure_sum(payload, [secure_sum(payload, [updates], 2)], 2)
 
 
 def test_draw_visits_every_image_once_an_epoch(clients):

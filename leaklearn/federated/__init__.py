@@ -2,7 +2,7 @@
 
 from leaklearn.federated.clients import Client, draw_batches, gather, make_clients, respond, round_truth
 from leaklearn.federated.defences import Clip, Defence, GaussianNoise, Quantise, Sign, TopK
-from leaklearn.federated.exchange import Payload, PersonalPayload, SecureAggregation, Updates
+from leaklearn.federated.exchange import Payload, PersonalPayload, Updates, secure_sum
 from leaklearn.federated.private import PrivateSGD
 from leaklearn.federated.protocols import Draw, FedAvg, FedSGD
 from leaklearn.federated.server import Federation, Server, federate
@@ -21,7 +21,6 @@ __all__ = [
     "PersonalPayload",
     "PrivateSGD",
     "Quantise",
-    "SecureAggregation",
     "Server",
     "Sign",
     "Soteria",
@@ -33,4 +32,5 @@ __all__ = [
     "make_clients",
     "respond",
     "round_truth",
+    "secure_sum",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,22 +12,14 @@ from torch import Tensor
 from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import partition
 from leaklearn.federated.defences import Defence
-from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload, SecureAggregation, Updates
+from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload, Updates, secure_sum
 from leaklearn.federated.local import clients_at_once
 from leaklearn.federated.protocols import Draw, Protocol, check_count
 
 
 @dataclass(frozen=True, eq=False)
 class Client:
-    """One participant.
-
-    Attributes
-    ----------
-    id : int
-        Its number in the federation.
-    data : ImageSet
-        Its images and labels, which never leave it: only updates do.
-    """
+    """One participant: its number in the federation, and its images and labels, which never leave it."""
 
     id: int
     data: ImageSet
@@ -53,22 +45,9 @@ def make_clients(
 ) -> list[Client]:
     """Share a training set among clients, numbered from 0.
 
-    Parameters
-    ----------
-    train
-        The images to share, ``data.train`` for instance.
-    clients, alpha, shards_per_client, seed
-        How: see `leaklearn.data.partition`.
-    images
-        The most images that a client keeps, the first of its share: with as many as one round uses, an epoch of local
-        training is all of its images. None: its whole share.
-
-    Raises
-    ------
-    TypeError
-        If `train` is no `ImageSet`.
-    ValueError
-        If `images` is below 1, or `partition` refuses.
+    `clients`, `alpha`, `shards_per_client` and `seed` say how, see `leaklearn.data.partition`; `images` is the most
+    that a client keeps, the first of its share (None: all of it): with as many as one round uses, an epoch of local
+    training is all of its images.
     """
     if not isinstance(train, ImageSet):
         raise TypeError(
@@ -125,8 +104,6 @@ def respond(
 
     Raises
     ------
-    TypeError
-        If `payload` is none, but a model for instance.
     ValueError
         If a batch is larger than a client's data, no client is given, `batches` or a personal payload are not those of
         as many clients, or the defence does not fit model, payload or protocol.
@@ -141,52 +118,44 @@ def respond(
     if isinstance(payload, PersonalPayload) and len(payload) != len(clients):
         raise ValueError(f"{len(clients)} clients and {len(payload)} rows of a personal payload do not match")
     at_once = clients_at_once(payload.shared, protocol) if at_once is None else at_once
-    # One after another, so that with secure aggregation the updates of a thousand clients need never be there together.
-    groups = (slice(start, start + at_once) for start in range(0, len(clients), at_once))
-    answers = (_answer(clients[g], payload.rows(g), protocol, seed, positions[g], only, defence) for g in groups)
-    if secure:
-        aggregation = SecureAggregation(payload.shared, len(clients))
-        for updates in answers:
-            aggregation.add(updates)
-        total = aggregation.result()
-        return total if defence is None else defence.summed(payload.shared, total, seed)
-    parts = list(answers)
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    return Updates(
-        first.kind,
-        {name: torch.cat([part.tensors[name] for part in parts]) for name in first.tensors},
-        {name: torch.cat([part.buffers[name] for part in parts]) for name in first.buffers},
-        torch.cat([part.clients for part in parts]),
-        protocol,
-    )
+    device, dtype = payload.shared.device, payload.shared.dtype
 
-
-def _answer(
-    clients: Sequence[Client],
-    payload: AnyPayload,
-    protocol: Protocol,
-    seed: int,
-    positions: Tensor,
-    only: Collection[str] | None,
-    defence: Defence | None,
-) -> Updates:
-    """Updates of these clients in one program, of the images at `positions` (K, T, b)."""
-    images, labels = gather(clients, positions)
-    images, labels = images.to(payload.shared.device, payload.shared.dtype) / 255, labels.to(payload.shared.device)
-    own_seeds = [client_seed(seed, client.id) for client in clients]
-    ids = torch.tensor([client.id for client in clients])
-    tensors, buffers = (defence or Defence()).answer(payload, protocol, images, labels, own_seeds)
-    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in tensors.values()]).all(0).cpu()
-    if not finite.all():
-        raise FloatingPointError(
-            f"{int((~finite).sum())} of {len(finite)} client updates are not finite (first: client {ids[~finite][0]}): "
-            "lower the learning rate, or check that images are in [0, 1]"
+    def answer(group: slice) -> Updates:
+        """Updates of these clients, in one program."""
+        images, labels = gather(clients[group], positions[group])
+        ids = [client.id for client in clients[group]]
+        tensors, buffers = (defence or Defence()).answer(
+            payload.rows(group),
+            protocol,
+            images.to(device, dtype) / 255,
+            labels.to(device),
+            [client_seed(seed, number) for number in ids],
         )
-    if only is not None:
-        tensors, buffers = {name: tensors[name] for name in only}, {}
-    return Updates(protocol.kind, tensors, buffers, ids, protocol)
+        finite = torch.stack([value.flatten(1).isfinite().all(1) for value in tensors.values()]).all(0).tolist()
+        if not all(finite):
+            raise FloatingPointError(
+                f"{finite.count(False)} of {len(finite)} client updates are not finite (first: client "
+                f"{ids[finite.index(False)]}): lower the learning rate, or check that images are in [0, 1]"
+            )
+        if only is not None:
+            tensors, buffers = {name: tensors[name] for name in only}, {}
+        return Updates(protocol.kind, tensors, buffers, torch.tensor(ids), protocol)
+
+    # One after another, so that with secure aggregation the updates of a thousand clients need never be there together.
+    answers = (answer(slice(start, start + at_once)) for start in range(0, len(clients), at_once))
+    if secure:
+        total = secure_sum(payload.shared, answers, len(clients))
+        return total if defence is None else defence.summed(payload.shared, total, seed)
+    first, *others = answers
+    if not others:
+        return first
+    parts = [first, *others]
+    return replace(
+        first,
+        tensors={name: torch.cat([part.tensors[name] for part in parts]) for name in first.tensors},
+        buffers={name: torch.cat([part.buffers[name] for part in parts]) for name in first.buffers},
+        clients=torch.cat([part.clients for part in parts]),
+    )
 
 
 def client_seed(seed: int, client: int) -> int:
@@ -199,11 +168,6 @@ def draw_batches(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -
     """The mini-batches that `respond` uses with this seed. Truth: for simulation and scoring only.
 
     Without replacement within an epoch, a new order each epoch; the same whatever chunks the clients are computed in.
-
-    Raises
-    ------
-    ValueError
-        If a batch is larger than a client's data, or no client is given.
     """
     if not clients:
         raise ValueError("no client given; at least one is needed")
@@ -226,27 +190,19 @@ def draw_batches(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -
 
 
 def gather(clients: Sequence[Client], positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and labels at (K, ...) positions within each client's data.
+    """Images (K, ..., C, H, W) uint8 and labels (K, ...) int64 at (K, ...) positions within each client's data.
 
-    Returns
-    -------
-    tuple of Tensor
-        Images (K, ..., C, H, W) uint8 and labels (K, ...) int64. Truth: for simulation and scoring only.
+    Truth: for simulation and scoring only.
     """
     chosen = [client.data[row.flatten()] for client, row in zip(clients, positions, strict=True)]
-    shape = chosen[0].images.shape[1:]
-    images = torch.stack([part.images for part in chosen]).view(*positions.shape, *shape)
-    labels = torch.stack([part.labels for part in chosen]).view(positions.shape)
-    return images, labels
+    images, labels = (torch.stack([getattr(part, name) for part in chosen]) for name in ("images", "labels"))
+    return images.view(*positions.shape, *images.shape[2:]), labels.view(positions.shape)
 
 
 def round_truth(clients: Sequence[Client], protocol: Protocol, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """What `respond` with this seed computes on. Truth: for simulation and scoring only, ``Truth(*round_truth(...))``.
+    """What `respond` with this seed computes on: images (K, T*b, C, H, W) uint8, labels (K, T*b) and client ids (K,).
 
-    Returns
-    -------
-    tuple of Tensor
-        Images (K, T*b, C, H, W) uint8, labels (K, T*b) int64 and the clients' ids (K,) int64.
+    Truth: for simulation and scoring only, ``Truth(*round_truth(...))``.
     """
     ids = torch.tensor([client.id for client in clients])
     return *gather(clients, draw_batches(clients, protocol, seed).flat), ids

@@ -29,11 +29,8 @@ from leaklearn.federated.protocols import Protocol
 class Defence:
     """The undefended client, and what all defences share.
 
-    Attributes
-    ----------
-    exact : bool
-        Whether what is sent is still an exact multiple of what local training gave, in all that linear layer leakage
-        reads: such a defence hides nothing from an attack that looks at directions only.
+    ``exact`` tells whether what is sent is still an exact multiple of what local training gave, in all that linear
+    layer leakage reads: such a defence hides nothing from an attack that looks at directions only.
     """
 
     exact: ClassVar[bool] = True
@@ -41,23 +38,9 @@ class Defence:
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
-        """What K clients send: `leaklearn.federated.local.local_updates`, then `change`.
+        """What K clients send, updates and batch-norm buffers by name, each (K, ...): `local_updates`, then `change`.
 
-        Parameters
-        ----------
-        payload, protocol
-            What the server sent and ordered.
-        images
-            (K, T, b, C, H, W) float in [0, 1].
-        labels
-            (K, T, b) int64.
-        seeds
-            One for each client's random numbers.
-
-        Returns
-        -------
-        tuple of dict
-            Updates and batch-norm buffers by name, each (K, ...).
+        Images are (K, T, b, C, H, W) float in [0, 1], labels (K, T, b); each client's random numbers have a seed.
         """
         tensors, buffers = local_updates(payload, protocol, images, labels)
         return self.change(tensors, seeds), buffers
@@ -96,13 +79,7 @@ class Defence:
 
 @dataclass(frozen=True)
 class Clip(Defence):
-    """Scale an update down to a norm: u * min(1, S / |u|), |u| over all parameters (McMahan et al., ICLR 2018).
-
-    Attributes
-    ----------
-    norm : float
-        S > 0.
-    """
+    """Scale an update down to a norm S: u * min(1, S / |u|), |u| over all parameters (McMahan et al., ICLR 2018)."""
 
     norm: float
 
@@ -110,26 +87,13 @@ class Clip(Defence):
         check_number("norm", self.norm)
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
-        """See `Defence.change`."""
         factors = (self.norm / squared_norms(tensors).sqrt()).clamp_max(1)
         return {name: value * per_client(factors, value) for name, value in tensors.items()}
 
 
 @dataclass(frozen=True)
-class GaussianNoise(Defence):
-    """Clip each client's update to a norm S and add noise: u * min(1, S / |u|) + z S N(0, I).
-
-    Each client adds its own noise before it sends (local model), so that not even the server sees more. That is the
-    client-level mechanism of DP-FedAvg (McMahan et al., ICLR 2018, there added to the sum): epsilon speaks of all
-    images of a client together (`leaklearn.federated.private`).
-
-    Attributes
-    ----------
-    multiplier : float
-        z >= 0, the noise multiplier.
-    clip : float
-        S > 0.
-    """
+class NoisyDefence(Defence):
+    """Clipping to a norm S = ``clip`` > 0, and noise of z S with a noise multiplier z = ``multiplier`` >= 0."""
 
     multiplier: float
     clip: float = 1.0
@@ -139,6 +103,16 @@ class GaussianNoise(Defence):
         check_number("multiplier", self.multiplier, zero=True)
         check_number("clip", self.clip)
 
+
+@dataclass(frozen=True)
+class GaussianNoise(NoisyDefence):
+    """Clip each client's update to a norm S and add noise: u * min(1, S / |u|) + z S N(0, I).
+
+    Each client adds its own noise before it sends (local model), so that not even the server sees more. That is the
+    client-level mechanism of DP-FedAvg (McMahan et al., ICLR 2018, there added to the sum): epsilon speaks of all
+    images of a client together (`leaklearn.federated.private`).
+    """
+
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
@@ -147,11 +121,9 @@ class GaussianNoise(Defence):
         return super().answer(payload, protocol, images, labels, seeds)
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
-        """See `Defence.change`."""
         return noised(Clip(self.clip).change(tensors, seeds), self.multiplier * self.clip, seeds)
 
     def deviation(self, protocol: Protocol) -> float:
-        """See `Defence.deviation`."""
         return self.multiplier * self.clip
 
 
@@ -160,13 +132,8 @@ class TopK(Defence):
     """Send only the share of coordinates with the largest magnitude, of all parameters together; the others are 0.
 
     Aji and Heafield (EMNLP 2017). What is held back is dropped, not kept for the next round as there and in Deep
-    Gradient Compression (Lin et al., ICLR 2018): a client of a large federation takes part too seldom for that. The
-    share counts all coordinates that a client works on.
-
-    Attributes
-    ----------
-    share : float
-        In (0, 1]; ceil(share * P) of P coordinates are sent.
+    Gradient Compression (Lin et al., ICLR 2018): a client of a large federation takes part too seldom for that. Of the
+    P coordinates that a client works on, ceil(share * P) are sent, ``share`` in (0, 1].
     """
 
     share: float
@@ -176,7 +143,6 @@ class TopK(Defence):
         check_number("share", self.share, most=1)
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
-        """See `Defence.change`."""
         flat = torch.cat([value.flatten(1) for value in tensors.values()], 1)
         kept = flat.abs().topk(ceil(self.share * flat.shape[1]), 1).indices
         sparse = torch.zeros_like(flat).scatter_(1, kept, flat.gather(1, kept))
@@ -195,7 +161,6 @@ class Sign(Defence):
     exact: ClassVar[bool] = False
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
-        """See `Defence.change`."""
         return {
             name: value.sign() * per_client(value.flatten(1).abs().mean(1), value) for name, value in tensors.items()
         }
@@ -205,14 +170,9 @@ class Sign(Defence):
 class Quantise(Defence):
     """Round each parameter tensor to few levels, at random so that the mean is right.
 
-    QSGD (Alistarh et al., NIPS 2017): with M the largest magnitude of the tensor and s = 2^(bits-1) - 1 levels, v
-    becomes sign(v) * M/s * q, where q is |v| s / M rounded up with the probability of its fraction. The scale is the
-    maximum, not QSGD's 2-norm.
-
-    Attributes
-    ----------
-    bits : int
-        2 to 16, sign included.
+    QSGD (Alistarh et al., NIPS 2017): with M the largest magnitude of the tensor and s = 2^(bits-1) - 1 levels, 2 to 16
+    ``bits`` with the sign, v becomes sign(v) * M/s * q, where q is |v| s / M rounded up with the probability of its
+    fraction. The scale is the maximum, not QSGD's 2-norm.
     """
 
     bits: int = 8
@@ -228,7 +188,6 @@ class Quantise(Defence):
         return 2 ** (self.bits - 1) - 1
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
-        """See `Defence.change`."""
         chance = draws(torch.rand, tensors, seeds)
         found = {}
         for name, value in tensors.items():

@@ -29,32 +29,46 @@ OWNED = 0.99
 IMAGES_AT_ONCE = 8
 
 
+LIMITS = {
+    # Largest share of a linear layer's rows that point in one direction (|cos| above `COSINE`): bins measure all the
+    # same. Wants at least `FEWEST_NEURONS` rows; the last layer is left out here and below, as its neurons are classes.
+    "parallel": 0.5,
+    # The same of its columns: neurons that the rest of the network does not tell apart.
+    "repeated": 0.5,
+    # Largest |weight| of a convolution's kernel over the sum of all others, the transmission SNR of Garov et al. (ICLR
+    # 2024, arXiv 2306.03013): a kernel that copies its input, as in LOKI's identity mapping sets.
+    "copying": 10.0,
+    # Share of the variance, over the client's images, of a linear layer's outputs that one direction explains: rows may
+    # be disguised, but bins still follow one number. Each neuron counts with unit variance.
+    "one_measurement": 0.99,
+    # Share of the client's images that have a neuron of a linear layer to themselves: more than `OWNED` of the neuron's
+    # gradient, summed as norms over images, is that image's. Then the neuron's gradient is the image (Phong et al.
+    # 2017).
+    "exposed": 0.3,
+    # Disaggregation SNR of Garov et al.: the largest, over linear and convolutional layers, of the norm of one image's
+    # gradient over the sum of all others'. Above 1 one image speaks louder than all others together.
+    "d_snr": 1.0,
+}
+"""The tests, and the value of each from which on it warns."""
+
+
 @dataclass(frozen=True)
-class Finding:
-    """One test that failed: its name, the parameter concerned, what was measured, and the limit."""
+class Mark:
+    """A test that failed: its name, the parameter concerned, and what was measured."""
 
     test: str
     where: str
     measured: float
-    limit: float
 
     def __str__(self) -> str:
-        return f"{self.test} in {self.where or 'the model'}: {self.measured:.3g}, above {self.limit:g}"
+        return f"{self.test} in {self.where or 'the model'}: {self.measured:.3g}, above {LIMITS[self.test]:g}"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `Detector.inspect` found.
+    """Failed tests, and by its name the largest value of each test over all layers, if any layer could be tested."""
 
-    Attributes
-    ----------
-    warnings : tuple
-        Failed tests.
-    measured : dict
-        The largest value of each test over all layers, by name; absent where no layer could be tested.
-    """
-
-    warnings: tuple[Finding, ...]
+    warnings: tuple[Mark, ...]
     measured: dict[str, float]
 
     @property
@@ -66,96 +80,51 @@ class Inspection:
         return "; ".join(map(str, self.warnings)) if self.warnings else "nothing suspicious"
 
 
-@dataclass(frozen=True)
-class Detector:
-    """The tests, each a limit; a value above it is a warning.
+def inspect(payload: Payload, images: Tensor, labels: Tensor) -> Inspection:
+    """Run all tests. The model is taken in eval mode, with the buffers that were sent, so that images do not mix.
 
-    Attributes
+    Parameters
     ----------
-    parallel : float
-        Largest share of a linear layer's rows that point in one direction (|cos| above `COSINE`): bins measure all the
-        same. Wants at least `FEWEST_NEURONS` rows; the last layer is left out here and below, as its neurons are
-        classes.
-    repeated : float
-        The same of its columns: neurons that the rest of the network does not tell apart.
-    copying : float
-        Largest |weight| of a convolution's kernel over the sum of all others, the transmission SNR of Garov et al.
-        (ICLR 2024, arXiv 2306.03013): a kernel that copies its input, as in LOKI's identity mapping sets.
-    one_measurement : float
-        Share of the variance, over the client's images, of a linear layer's outputs that one direction explains: rows
-        may be disguised, but bins still follow one number. Each neuron counts with unit variance.
-    exposed : float
-        Share of the client's images that have a neuron of a linear layer to themselves: more than `OWNED` of the
-        neuron's gradient, summed as norms over images, is that image's. Then the neuron's gradient is the image (Phong
-        et al. 2017).
-    d_snr : float
-        Disaggregation SNR of Garov et al.: the largest, over linear and convolutional layers, of the norm of one
-        image's gradient over the sum of all others'. Above 1 one image speaks louder than all others together.
+    payload
+        What the server sent.
+    images, labels
+        (N, C, H, W) float in [0, 1] and (N,) int64: the client's own, two at least; those of one update, say.
     """
+    if len(images) < 2:
+        raise ValueError(f"{len(images)} images; the tests compare the client's images and need at least 2")
+    layers = [name for name, module in payload.model.named_modules() if isinstance(module, nn.Linear)]
+    wide = [name for name in layers[:-1] if len(payload.parameters[f"{name}.weight"]) >= FEWEST_NEURONS]
+    marks = [Mark(*mark) for mark in (*_weights(payload, wide), *_function(payload, wide, images, labels))]
+    measured: dict[str, float] = {}
+    for mark in marks:
+        measured[mark.test] = max(mark.measured, measured.get(mark.test, mark.measured))
+    return Inspection(tuple(mark for mark in marks if mark.measured > LIMITS[mark.test]), measured)
 
-    parallel: float = 0.5
-    repeated: float = 0.5
-    copying: float = 10.0
-    one_measurement: float = 0.99
-    exposed: float = 0.3
-    d_snr: float = 1.0
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"{name} is {value!r}; a limit is a number above 0")
+def _weights(payload: Payload, wide: list[str]) -> Iterator[tuple[str, str, float]]:
+    for name in wide:
+        weight = payload.parameters[f"{name}.weight"]
+        yield "parallel", name, aligned(weight)
+        yield "repeated", name, aligned(weight.T)
+    for name, module in payload.model.named_modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            kernels = payload.parameters[f"{name}.weight"].abs().flatten(1)
+            if kernels.shape[1] >= SMALLEST_KERNEL:
+                largest, total = kernels.amax(1), kernels.sum(1)
+                yield "copying", name, float((largest / (total - largest).clamp_min(1e-12)).nan_to_num(0).max())
 
-    def inspect(self, payload: Payload, images: Tensor, labels: Tensor) -> Inspection:
-        """Run all tests.
 
-        The model is taken in eval mode, with the buffers that were sent, so that images do not mix.
-
-        Parameters
-        ----------
-        payload
-            What the server sent.
-        images, labels
-            (N, C, H, W) float in [0, 1] and (N,) int64: the client's own, two at least; those of one update, say.
-
-        Raises
-        ------
-        ValueError
-            For fewer than two images.
-        """
-        if len(images) < 2:
-            raise ValueError(f"{len(images)} images; the tests compare the client's images and need at least 2")
-        layers = [name for name, module in payload.model.named_modules() if isinstance(module, nn.Linear)]
-        wide = [name for name in layers[:-1] if len(payload.parameters[f"{name}.weight"]) >= FEWEST_NEURONS]
-        found = [*self._weights(payload, wide), *self._function(payload, wide, images, labels)]
-        limits = {test: getattr(self, test) for test, _, _ in found}
-        warned = [Finding(test, where, value, limits[test]) for test, where, value in found if value > limits[test]]
-        return Inspection(tuple(warned), {test: max(v for t, _, v in found if t == test) for test in limits})
-
-    def _weights(self, payload: Payload, wide: list[str]) -> Iterator[tuple[str, str, float]]:
-        for name in wide:
-            weight = payload.parameters[f"{name}.weight"]
-            yield "parallel", name, aligned(weight)
-            yield "repeated", name, aligned(weight.T)
-        for name, module in payload.model.named_modules():
-            if isinstance(module, nn.modules.conv._ConvNd):
-                kernels = payload.parameters[f"{name}.weight"].abs().flatten(1)
-                if kernels.shape[1] >= SMALLEST_KERNEL:
-                    largest, total = kernels.amax(1), kernels.sum(1)
-                    yield "copying", name, float((largest / (total - largest).clamp_min(1e-12)).nan_to_num(0).max())
-
-    def _function(
-        self, payload: Payload, wide: list[str], images: Tensor, labels: Tensor
-    ) -> Iterator[tuple[str, str, float]]:
-        images, labels = images.to(payload.device, payload.dtype), labels.to(payload.device)
-        with in_mode(payload.model, training=False):
-            seen, rows = outputs(payload, wide, images), gradient_norms(payload, images, labels)
-        for name, values in seen.items():
-            yield "one_measurement", name, explained(values)
-        for name, value in rows.items():
-            if name.removesuffix(".weight") in wide:
-                yield "exposed", name, exposed_images(value)
-        for name, value in rows.items():
-            yield "d_snr", name, dominance(value.square().sum(1).sqrt())
+def _function(payload: Payload, wide: list[str], images: Tensor, labels: Tensor) -> Iterator[tuple[str, str, float]]:
+    images, labels = images.to(payload.device, payload.dtype), labels.to(payload.device)
+    with in_mode(payload.model, training=False):
+        seen, rows = outputs(payload, wide, images), gradient_norms(payload, images, labels)
+    for name, values in seen.items():
+        yield "one_measurement", name, explained(values)
+    for name, value in rows.items():
+        if name.removesuffix(".weight") in wide:
+            yield "exposed", name, exposed_images(value)
+    for name, value in rows.items():
+        yield "d_snr", name, dominance(value.square().sum(1).sqrt())
 
 
 def aligned(rows: Tensor) -> float:
@@ -204,14 +173,13 @@ def outputs(payload: Payload, names: list[str], images: Tensor) -> dict[str, Ten
 
 def gradient_norms(payload: Payload, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """(N, n) norm of every image's gradient at every neuron or kernel, by the name of the layer's weight."""
-    layers = {name for name, value in payload.parameters.items() if name.endswith("weight") and value.ndim > 1}
-    others = {name: value for name, value in payload.parameters.items() if name not in layers}
+    weights = {n: value for n, value in payload.parameters.items() if n.endswith("weight") and value.ndim > 1}
+    others = {name: value for name, value in payload.parameters.items() if name not in weights}
 
     def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
         logits = functional_call(payload.model, {**weights, **others, **payload.buffers}, (image.unsqueeze(0),))
         return F.cross_entropy(logits, label.unsqueeze(0))
 
-    weights = {name: payload.parameters[name] for name in payload.parameters if name in layers}
     parts = []
     for x, y in zip(images.split(IMAGES_AT_ONCE), labels.split(IMAGES_AT_ONCE), strict=True):
         each = vmap(grad(loss), in_dims=(None, 0, 0))(weights, x, y)

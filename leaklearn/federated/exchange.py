@@ -7,7 +7,7 @@ Nothing in this module, nor in any object it defines, holds a client's images or
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,18 +87,8 @@ class PersonalPayload:
     """A payload of which some parameters have values of their own for each of K clients.
 
     A dishonest server need not send everyone the same model. `leaklearn.federated.respond` answers it like any other.
-
-    Attributes
-    ----------
-    shared : Payload
-        The model, and the values that all clients are sent.
-    personal : dict of str to Tensor
-        By parameter name, (K, ...): the values that take the place of the shared ones, in the order of the clients.
-
-    Raises
-    ------
-    ValueError
-        If a name is no parameter of the model, or the values do not have its shape for as many clients.
+    ``personal`` holds by parameter name, (K, ...), the values that take the place of those in ``shared``, in the order
+    of the clients.
     """
 
     shared: Payload
@@ -173,62 +163,38 @@ class Updates:
         return f"Updates({self.kind}, {what}, {self.protocol!r})"
 
 
-@dataclass(eq=False)
-class SecureAggregation:
-    """Adds up client updates so that the server learns the sum and nothing else (Bonawitz et al., CCS 2017).
+def secure_sum(payload: Payload, parts: Iterable[Updates], clients: int) -> Updates:
+    """The sum of the updates of so many clients, of which the server learns nothing else (Bonawitz et al., CCS 2017).
 
-    The cryptography is not simulated, only what it leaves visible. Updates may come in any number of chunks; a
-    chunk is folded in and can be forgotten. Parameters that the payload marks as disjoint keep one tensor for each
-    client, which is what the sum over clients of their zero-padded tensors holds.
+    The cryptography is not simulated, only what it leaves visible. Updates of single clients come in any number of
+    parts; each is folded in and can be forgotten. Parameters that the payload marks as disjoint keep one tensor for
+    each client, which is what the sum over clients of their zero-padded tensors holds.
 
-    Parameters
-    ----------
-    payload : Payload
-        What the clients were sent.
-    clients : int
-        How many clients will be added, for the memory to be taken once.
+    Raises
+    ------
+    ValueError
+        If a part is a sum itself, or not as many clients come: an incomplete sum is masked and tells the server
+        nothing.
     """
-
-    payload: Payload
-    clients: int
-    _sum: Updates | None = field(default=None, init=False)
-
-    def add(self, updates: Updates) -> None:
-        """Fold a chunk of single-client updates into the sum.
-
-        Raises
-        ------
-        ValueError
-            If the chunk is a sum itself, or more clients come than were announced.
-        """
-        if updates.summed:
+    total = None
+    for part in parts:
+        if part.summed:
             raise ValueError("these updates are a sum already; secure aggregation adds up single clients")
-        total = self._sum
         if total is None:
-            total = Updates(updates.kind, {}, {}, updates.clients[:0], updates.protocol, summed=True)
-        come = len(total) + len(updates)
-        if come > self.clients:
-            raise ValueError(f"{come} clients came, {self.clients} were announced")
-        for name, value in updates.tensors.items():
-            if name in self.payload.disjoint:
+            total = Updates(part.kind, {}, {}, part.clients[:0], part.protocol, summed=True)
+        come = len(total) + len(part)
+        if come > clients:
+            raise ValueError(f"{come} clients came, {clients} were announced")
+        for name, value in part.tensors.items():
+            if name in payload.disjoint:
                 if name not in total.tensors:
-                    total.tensors[name] = value.new_zeros(self.clients, *value.shape[1:])
+                    total.tensors[name] = value.new_zeros(clients, *value.shape[1:])
                 total.tensors[name][len(total) : come] = value
             else:
                 total.tensors[name] = total.tensors.get(name, 0) + value.sum(0, keepdim=True)
-        for name, value in updates.buffers.items():
+        for name, value in part.buffers.items():
             total.buffers[name] = total.buffers.get(name, 0) + value.sum(0, keepdim=True)
-        self._sum = replace(total, clients=torch.cat([total.clients, updates.clients]))
-
-    def result(self) -> Updates:
-        """The sum, once every announced client has been added.
-
-        Raises
-        ------
-        ValueError
-            If clients are missing: an incomplete sum is masked and tells the server nothing.
-        """
-        come = 0 if self._sum is None else len(self._sum)
-        if self._sum is None or come < self.clients:
-            raise ValueError(f"{come} of {self.clients} clients came; the sum is not there before all have")
-        return self._sum
+        total = replace(total, clients=torch.cat([total.clients, part.clients]))
+    if total is None or len(total) < clients:
+        raise ValueError(f"{len(total or ())} of {clients} clients came; the sum is not there before all have")
+    return total

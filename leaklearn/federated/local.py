@@ -42,21 +42,9 @@ def local_updates(payload: AnyPayload, protocol: Protocol, images: Tensor, label
     With theta the payload's weights, FedSGD returns the gradient of the mean cross-entropy at theta over the client's
     batch, and FedAvg theta_T - theta after T steps theta_{t+1} = theta_t - lr * grad L_t(theta_t).
 
-    Parameters
-    ----------
-    payload
-        What the server sent; if personal, to these K clients in their order.
-    protocol
-        `FedSGD` (T = 1) or `FedAvg`.
-    images
-        (K, T, b, C, H, W) float in [0, 1].
-    labels
-        (K, T, b) int64.
-
-    Returns
-    -------
-    tuple of dict
-        Updates and batch-norm buffers by name, each (K, ...). In eval mode no buffers are returned.
+    Images are (K, T, b, C, H, W) float in [0, 1], with T = 1 for FedSGD, and labels (K, T, b); a personal payload is
+    that of these clients in their order. What comes back are updates and batch-norm buffers (none in eval mode) by
+    name, each (K, ...).
     """
     training, model, sent = protocol.batch_norm == "train", payload.shared.model, payload.shared.buffers
     changing = batch_norm_buffers(model) if training else set()

@@ -14,14 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, sqrt
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from leaklearn.federated.defences import Defence, check_number, noised, refuse_batch_norm, squared_norms
+from leaklearn.federated.defences import NoisyDefence, noised, refuse_batch_norm, squared_norms
 from leaklearn.federated.exchange import AnyPayload, Payload, Updates
 from leaklearn.federated.local import State, hooked, in_mode, starts
 from leaklearn.federated.protocols import FedAvg, Protocol
@@ -36,31 +35,17 @@ ORDERS += [2 + x / 8 for x in range(64)] + [float(x) for x in range(10, 65)] + [
 
 
 @dataclass(frozen=True)
-class PrivateSGD(Defence):
+class PrivateSGD(NoisyDefence):
     """Per-example clipping and noise in every local step.
 
     The step's gradient over a batch of b images is
 
         g = 1/b * ( sum_i g_i * min(1, C / |g_i|) + z C N(0, I) ),
 
-    with g_i the gradient of image i and |g_i| over all parameters. FedSGD sends it; FedAvg goes on with it. The noise
-    is added by the client itself, so that the guarantee holds against the server, without any trust in aggregation.
-
-    Attributes
-    ----------
-    multiplier : float
-        z >= 0, the noise multiplier.
-    clip : float
-        C > 0.
+    with g_i the gradient of image i, |g_i| over all parameters, C = ``clip`` > 0 and z = ``multiplier`` >= 0. FedSGD
+    sends it; FedAvg goes on with it. The noise is added by the client itself, so that the guarantee holds against the
+    server, without any trust in aggregation.
     """
-
-    multiplier: float
-    clip: float = 1.0
-    exact: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_number("multiplier", self.multiplier, zero=True)
-        check_number("clip", self.clip)
 
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
@@ -81,14 +66,9 @@ class PrivateSGD(Defence):
         return {name: weights[name] - start[name] for name in weights}, {}
 
     def add_noise(self, updates: Updates, seeds: Sequence[int]) -> Updates:
-        """The noise of one FedSGD round on updates of the same clip without any.
+        """The noise of one FedSGD round on updates of the same clip without any, to try several multipliers at once.
 
-        So that several multipliers can be looked at without doing the clients' work again.
-
-        Raises
-        ------
-        ValueError
-            For FedAvg, where later steps depend on the noise of earlier ones, or for a sum.
+        A ValueError for FedAvg, where later steps depend on the noise of earlier ones, or for a sum.
         """
         if isinstance(updates.protocol, FedAvg) or updates.summed:
             raise ValueError(f"noise can be added later to single clients' FedSGD updates only, not to {updates!r}")
@@ -110,16 +90,7 @@ def clipped_gradients(payload: Payload, clip: float, axes: int | dict[str, int |
     Every image's own gradient is taken, but for linear layers of `GHOST_WEIGHTS` and more: of these only its norm,
     which is known from the layer's inputs a and output gradients d, |d a^T| = |d| |a| (Goodfellow, arXiv 1510.01799);
     the sum of clipped gradients is then one backward pass over losses weighted by the clipping factors (Li et al., ICLR
-    2022).
-
-    Parameters
-    ----------
-    payload
-        Model and buffers.
-    clip
-        C.
-    axes
-        Where clients are an axis of the weights: 0 if they all have weights of their own, else see `starts`.
+    2022). `axes` says where clients are an axis of the weights: 0 if they all have weights of their own, else `starts`.
     """
     model, buffers = payload.model, payload.buffers
 
@@ -201,8 +172,7 @@ def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float =
     Parameters
     ----------
     multiplier
-        z: standard deviation of the noise over the norm that a record's contribution is clipped to. 0: infinite
-        epsilon.
+        z: standard deviation of the noise over the norm that a record's contribution is clipped to.
     steps
         How often a record's data were used: rounds that its client took part in, times local steps.
     delta
@@ -215,11 +185,6 @@ def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float =
     -------
     float
         Upper bound, >= 0; infinite without noise.
-
-    Raises
-    ------
-    ValueError
-        For a number out of its range.
     """
     if not multiplier >= 0:
         raise ValueError(f"multiplier is {multiplier!r}; the noise multiplier is at least 0")

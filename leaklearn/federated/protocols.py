@@ -16,14 +16,9 @@ BATCH_NORM_MODES = ("train", "eval")
 
 @dataclass(frozen=True)
 class FedSGD:
-    """One gradient of the mean cross-entropy over one batch.
+    """One gradient of the mean cross-entropy over one batch of ``batch_size`` of a client's images.
 
-    Attributes
-    ----------
-    batch_size : int
-        Images of a client that one update is made from.
-    batch_norm : str
-        ``"train"``: normalised by the batch's own statistics; ``"eval"``: by the buffers that the server sent.
+    ``batch_norm`` ``"train"`` normalises by the batch's own statistics, ``"eval"`` by the buffers that the server sent.
     """
 
     batch_size: int
@@ -44,18 +39,10 @@ class FedSGD:
 
 @dataclass(frozen=True)
 class FedAvg:
-    """Plain local SGD, then the difference of weights.
+    """Plain local SGD with learning rate ``lr``, then the difference of weights.
 
-    Attributes
-    ----------
-    batch_size : int
-        Mini-batch of one local step.
-    local_steps : int
-        Steps in a round; a client goes through its data in a new random order, epoch after epoch.
-    lr : float
-        Local learning rate.
-    batch_norm : str
-        ``"train"`` or ``"eval"``, see `FedSGD`.
+    In its ``local_steps`` a client goes through its data in mini-batches of ``batch_size``, in a new random order epoch
+    after epoch. ``batch_norm`` as in `FedSGD`.
     """
 
     batch_size: int
@@ -85,10 +72,7 @@ Protocol = FedSGD | FedAvg
 class Draw:
     """Which of its images each client uses, step by step. This is the truth: for simulation and scoring only.
 
-    Attributes
-    ----------
-    positions : Tensor
-        (K, T, b) int64: position within the client's own data, for K clients, T local steps, b images a step.
+    ``positions`` (K, T, b) int64 are within the client's own data, for K clients, T local steps, b images a step.
     """
 
     positions: Tensor

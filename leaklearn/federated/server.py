@@ -22,15 +22,8 @@ from leaklearn.store import Entry, entry
 
 @dataclass(eq=False)
 class Server:
-    """An honest server.
-
-    Attributes
-    ----------
-    model : nn.Module
-        The federated model; `apply` changes it.
-    lr : float
-        Step length on the averaged update: 1 for FedAvg; for FedSGD this is the learning rate.
-    """
+    """An honest server. `apply` changes the federated model by steps of length ``lr`` on the averaged update: 1 for
+    FedAvg; for FedSGD this is the learning rate."""
 
     model: nn.Module
     lr: float = 1.0
@@ -44,20 +37,8 @@ class Server:
         """Take one step along the average update.
 
         FedAvg: theta + lr * sum_k w_k delta_k; FedSGD: theta - lr * sum_k w_k g_k, with w_k = n_k / sum n (McMahan et
-        al. 2017, algorithm 1). Batch-norm buffers are averaged with the same weights. Of a sum under secure
-        aggregation only the plain mean is known.
-
-        Parameters
-        ----------
-        updates
-            Of single clients or summed.
-        sizes
-            Number of images of each client, for the weights; None weighs all alike.
-
-        Raises
-        ------
-        ValueError
-            If sizes are given for a sum, or do not match the clients.
+        al. 2017, algorithm 1) and n_k the client's number of images in `sizes` (None weighs all alike). Batch-norm
+        buffers are averaged with the same weights. Of a sum under secure aggregation only the plain mean is known.
         """
         count = len(updates)
         if sizes is not None and (updates.summed or len(sizes) != count):
@@ -81,21 +62,11 @@ class Server:
 
 @dataclass(frozen=True, eq=False)
 class Federation:
-    """The outcome of `federate`.
-
-    Attributes
-    ----------
-    model : nn.Module
-        The federated model after the last round.
-    history : pandas.DataFrame
-        Columns round, accuracy: of every round that was evaluated.
-    drawn : list of list of int
-        Ids of the clients of each round.
-    """
+    """The outcome of `federate`: the model after the last round."""
 
     model: nn.Module
-    history: pd.DataFrame
-    drawn: list[list[int]]
+    history: pd.DataFrame  # round, accuracy: of every round that was evaluated
+    drawn: list[list[int]]  # ids of the clients of each round
 
     @property
     def accuracy(self) -> float:
@@ -125,46 +96,31 @@ def federate(
     ----------
     model
         Start of the training, changed in place.
-    clients
-        All participants; `clients_per_round` of them are drawn without replacement each round.
-    protocol
-        What a client does in a round.
-    rounds, clients_per_round
-        Length and width of the training.
-    evaluate
-        Gives the test accuracy of a model, 0..1.
-    evaluate_every
-        Evaluate after every so many rounds, and after the last.
+    clients, clients_per_round
+        All participants, and how many of them are drawn without replacement each round.
+    protocol, secure, defence
+        What a client does in a round, see `respond`.
+    evaluate, evaluate_every
+        Gives the test accuracy of a model, 0..1, after every so many rounds, and after the last.
     lr
         Server's step length, see `Server`.
-    secure
-        Aggregate securely: the server sees only sums.
     observe
         Called after every round with its number, its clients and the seed of their mini-batches (`draw_batches`): for
         measuring what an attack on the same round would take. The federation goes on unchanged.
-    defence
-        What every client does to its update before it sends it; None: nothing.
     seed
         Of client sampling, mini-batches and defence.
-    progress
-        Show a progress bar.
-
-    Raises
-    ------
-    ValueError
-        If `rounds`, `clients_per_round` or `evaluate_every` is below 1, or more clients are asked for than there are.
     """
-    counts = {"rounds": rounds, "clients_per_round": clients_per_round, "evaluate_every": evaluate_every}
-    for name, value in counts.items():
-        check_count(name, value)
+    check_count("rounds", rounds)
+    check_count("clients_per_round", clients_per_round)
+    check_count("evaluate_every", evaluate_every)
     if clients_per_round > len(clients):
         raise ValueError(f"clients_per_round is {clients_per_round}, but there are {len(clients)} clients")
     server = Server(model, lr)
     generator = torch.Generator().manual_seed(seed)
     settings = {"lr": lr, "secure": secure, "seed": seed, "each": clients_per_round, "evaluate_every": evaluate_every}
+    settings |= {"rounds": rounds}
     # What an observer has seen is not kept, so that with one the rounds are all run.
-    about = settings | {"rounds": rounds}
-    stored = Entry(None) if observe else _entry(model, clients, about, protocol, defence, evaluate)
+    stored = Entry(None) if observe else _entry(model, clients, settings, protocol, defence, evaluate)
     rows, done, drawn = [], 0, []
     if (state := stored.load()) is not None:
         model.load_state_dict(state.part("model"))

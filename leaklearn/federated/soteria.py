@@ -35,13 +35,8 @@ class Soteria(Defence):
     Forward pass and all other gradients are untouched. The authors' code adds the criterion up over a batch and prunes
     the same features for all its images; here each image has its own, which is the same for batches of one.
 
-    Attributes
-    ----------
-    share : float
-        Of the features that are pruned, 0..1.
-    probes : int or None
-        None: derivatives are exact, one backward pass a feature. Else || dr_i / dx ||^2 = E[(dr_i/dx v)^2], v ~ N(0,
-        I), is the mean over so many random directions; the norm's relative error is about sqrt(1 / (2 probes)).
+    Without ``probes`` derivatives are exact, one backward pass a feature. Else || dr_i / dx ||^2 = E[(dr_i/dx v)^2],
+    v ~ N(0, I), is the mean over so many random directions; the norm's relative error is about sqrt(1 / (2 probes)).
     """
 
     share: float
