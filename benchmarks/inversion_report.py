@@ -14,7 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from leaklearn.attacks.inversion import preset
 from leaklearn.files import write_bytes, write_json, write_text
-from leaklearn.report.style import PALETTE, use_style
+from leaklearn.report.lines import use_style
+from leaklearn.report.names import PALETTE
 
 IMAGES = 50_000
 PAPER_DAYS = 61.17

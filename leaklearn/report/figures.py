@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from leaklearn.report.style import PALETTE, PAPER_COLOUR
+from leaklearn.report.names import PALETTE, PAPER_COLOUR
 from leaklearn.report.verdicts import VERDICTS
 
 # Shape and colour both tell the verdict.

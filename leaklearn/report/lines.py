@@ -8,6 +8,7 @@ of its own is added to `fig.axes` afterwards.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -23,6 +24,12 @@ DODGE = 1.015
 DASHES = ["-", "--", ":", "-."]
 CLOSED_FORM = {"color": PAPER_COLOUR, "linestyle": (0, (5, 3)), "linewidth": 1.4, "zorder": 1}
 LEVELS = [(0, (5, 3)), (0, (1, 2)), (0, (7, 2, 1, 2))]
+
+
+def use_style() -> None:
+    """Apply the one style to every figure and table from here on; call it once, beside a notebook's imports."""
+    plt.style.use(Path(__file__).with_name("leaklearn.mplstyle"))
+    pd.set_option("display.max_colwidth", 120)  # texts are told in full
 
 
 def lines(
