@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
-from leaklearn.attacks.linear.verification import Verdict, verify
+from leaklearn.attacks.linear.verification import verify
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak, merge
@@ -38,21 +38,11 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True)
 class LinearLeakage(ABC):
-    """Settings common to all attacks; the attacker knows nothing else of a client.
+    """Settings common to all attacks; the attacker knows nothing else of a client."""
 
-    Attributes
-    ----------
-    fc_factor : float
-        Neurons of the malicious layer for each image that a client uses in a round.
-    images_per_client : int
-        How many images that is: the server orders batch size and local steps.
-    eight_bit : bool
-        Whether the attacker assumes images stored with 8 bits, see `leaklearn.attacks.linear.verification`.
-    """
-
-    fc_factor: float = 4.0
-    images_per_client: int = 64
-    eight_bit: bool = True
+    fc_factor: float = 4.0  # neurons of the malicious layer for each image that a client uses in a round
+    images_per_client: int = 64  # how many images that is: the server orders batch size and local steps
+    eight_bit: bool = True  # whether images are assumed stored with 8 bits, see `leaklearn.attacks.linear.verification`
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -100,21 +90,17 @@ class LinearLeakage(ABC):
         for group in slices(weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
             found = self.candidates(payload, weight[group], own_bias, updates.kind == "delta")
-            verdict = self.judge(payload, found)
+            vector = low = high = None
+            if payload.model.block.bins is not None:
+                bins = payload.model.block.bins.to(found.images)
+                vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
+            verdict = verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
             good = verdict.valid
             sender, neuron = clients[group][found.row[good]], found.neuron[good]
             images, confidence = found.images[good].clamp(0, 1), verdict.confidence[good]
             parts.append(as_leak(payload, images, confidence, sender, neuron, round))
             seen += len(found.images)
         return self.gather(parts, updates, round=round, candidates=seen)
-
-    def judge(self, payload: Payload, found: Candidates) -> Verdict:
-        """Which candidates the attacker believes: `verify`, each with the bin that it came from."""
-        vector = low = high = None
-        if payload.model.block.bins is not None:
-            bins = payload.model.block.bins.to(found.images)
-            vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
-        return verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
 
     def gather(self, parts: Sequence[Leak], updates: Updates, **about: object) -> Leak:
         """One leak of all parts; its meta tells the attack, its settings and what was attacked."""

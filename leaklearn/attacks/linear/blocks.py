@@ -24,10 +24,8 @@ class LeakyBlock(nn.Module):
 
     Parameters
     ----------
-    shape
-        (C, H, W) of the images; d = C*H*W.
-    weight, bias
-        (n, d) and (n,) of fc1.
+    shape, weight, bias
+        (C, H, W) of the images, with d = C*H*W; (n, d) and (n,) of fc1.
     bounded
         Activation min(max(y, 0), 1), which passes gradient only inside (0, 1), instead of ReLU.
     gain

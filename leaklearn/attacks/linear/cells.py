@@ -97,14 +97,9 @@ class Cells:
 
         All is then scaled to the number of images known to be left.
 
-        Parameters
-        ----------
-        low, high, share
-            (K, n) bins of the round, as `bins` gave them, and the share that was given to it.
-        seen
-            (K, n) int64: `NONE`, `ONE` or `SEVERAL` images that were not known before, or `UNSEEN`.
-        left
-            (K,) images of each client that are unknown now.
+        `low` and `high` (K, n) are the bins of the round, as `bins` gave them for this share; `seen` (K, n) int64 is
+        `NONE`, `ONE` or `SEVERAL` images that were not known before, or `UNSEEN`; `left` (K,) images of each client are
+        unknown now.
         """
         points = torch.cat([self.low, self.high, low, high], 1).sort(1).values
         below, above = points[:, :-1], points[:, 1:].contiguous()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, jvp
 
-from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
+from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.leaks import Leak
@@ -39,8 +39,7 @@ IMAGES_AT_ONCE = 1024
 class Certainty:
     """The comparison for M reconstructions: which are `certain` (M,) bool, exact as far as the attacker can tell.
 
-    `error` (M,) is |g(y) - db| / max_c |g(c)| at the label that fits best, or at the label that the leak has; `labels`
-    (M,) int64 are those labels.
+    `error` (M,) is |g(y) - db| / max_c |g(c)| at the label that fits best, or that the leak has: `labels` (M,) int64.
     """
 
     certain: Tensor
@@ -60,8 +59,10 @@ def certify(payload: Payload, updates: Updates, leak: Leak) -> Certainty:
     block, device = payload.model.block, payload.device
     bias = block.by_bin(updates.tensors["block.fc1.bias"])
     observed = bias[rows.to(bias.device), leak.bin.to(bias.device)].to(device)
-    images = leak.images.to(device, payload.dtype)
-    total = torch.cat([_sum_of_neurons(block, payload.parameters, part) for part in images.split(IMAGES_AT_ONCE)])
+    images, sent = leak.images.to(device, payload.dtype), payload.parameters
+    inputs = (block.inputs(part, sent.get("block.conv.weight")) for part in images.split(IMAGES_AT_ONCE))
+    active = (block.activation(x @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]) for x in inputs)
+    total = torch.cat([neurons.sum(1) for neurons in active])
     gradients = neuron_gradients(payload, images, total, updates.protocol.batch_size)
     return compare(gradients, observed, None if leak.labels is None else leak.labels.to(device))
 
@@ -80,14 +81,8 @@ def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None = None) -
 def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size: int) -> Tensor:
     """Gradient g(y) of a neuron that an image activates, for every label y: (M, classes).
 
-    Parameters
-    ----------
-    payload
-        A malicious block, all columns of fc2 alike, in front of a network.
-    images, total
-        (M, C, H, W) in [0, 1], and (M,) the sum s of the neurons that each makes.
-    batch_size
-        N, images in the client's batch, over which the loss is a mean.
+    The payload's model is a malicious block, all columns of fc2 alike, in front of a network. Images (M, C, H, W) in
+    [0, 1] each make the sum s of the neurons, `total` (M,); the loss is a mean over a batch of N = `batch_size`.
     """
     model: LeakyNetwork = payload.model
     column = payload.parameters["block.fc2.weight"][:, 0]
@@ -122,9 +117,3 @@ def check_resynthesis(payload: Payload, updates: Updates) -> None:
             "the network has batch norm in train mode, so an image's gradient depends on its whole batch: "
             "use norm='none' or 'group', or FedSGD(..., batch_norm='eval')"
         )
-
-
-def _sum_of_neurons(block: LeakyBlock, sent: dict[str, Tensor], images: Tensor) -> Tensor:
-    """(M, C, H, W) -> (M,) sum of the active neurons."""
-    inputs = block.inputs(images, sent.get("block.conv.weight"))
-    return block.activation(inputs @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]).sum(1)

@@ -66,22 +66,13 @@ class Wiener:
 
 @dataclass(frozen=True, eq=False)
 class Defended:
-    """An attack with bins by a server that knows the clients' defence.
+    """An attack with bins by a server that knows the clients' defence."""
 
-    Attributes
-    ----------
-    attack : LinearLeakage
-        The attack; it sends what it would send anyway.
-    defence : Defence or None
-        What every client does to its update. Where that leaves it exact, or there is none, the attack reads it as
-        always, else by `reconstruct_defended`.
-    wiener : Wiener
-        What the attacker knows of images.
-    """
-
-    attack: LinearLeakage
+    attack: LinearLeakage  # it sends what it would send anyway
+    # What every client does to its update. Where that leaves it exact, or there is none, the attack reads it as always,
+    # else by `reconstruct_defended`.
     defence: Defence | None
-    wiener: Wiener
+    wiener: Wiener  # what the attacker knows of images
 
     @property
     def name(self) -> str:
@@ -115,23 +106,13 @@ class Defended:
 def reconstruct_defended(
     attack: LinearLeakage, payload: Payload, updates: Updates, noise: Tensor, wiener: Wiener
 ) -> Leak:
-    """Take images out of defended updates, see the module's text.
+    """Take images out of defended updates of an attack with bins (else a ValueError is raised), see the module's text.
 
-    Parameters
-    ----------
-    attack, payload, updates
-        An attack with bins (else a ValueError is raised), what it sent and what came back.
-    noise
-        (K,) s >= 0: the standard deviation of the defence's error on a coordinate of fc1's weight update, for every row
-        of it. 0 for errors that are no noise (signs, dropped coordinates): then bins give the scale, and no more.
-    wiener
-        What the attacker knows of images.
+    `noise` (K,) s >= 0 is the standard deviation of the defence's error on a coordinate of fc1's weight update, for
+    every row of it. 0 for errors that are no noise (signs, dropped coordinates): then bins give the scale, and no more.
 
-    Returns
-    -------
-    Leak
-        On the CPU, without labels; every neuron that stands out of the noise gives an image, also one that several
-        images share. `confidence` is 1 / (1 + (pixel noise)^2 * 100), so 1 / 2 at 20 dB.
+    The leak is on the CPU, without labels; every neuron that stands out of the noise gives an image, also one that
+    several images share. `confidence` is 1 / (1 + (pixel noise)^2 * 100), so 1 / 2 at 20 dB.
     """
     block, weight = payload.model.block, updates.tensors[attack.reads[0]]
     if block.bins is None:

@@ -66,20 +66,16 @@ class Solved(NamedTuple):
 def solve(bins: UsedBins, known: Tensor, gradients: Tensor, vector: Tensor, *, eight_bit: bool = True) -> Solved:
     """Look for one new image in each bin.
 
-    Parameters
-    ----------
-    bins
-        All with the same number m of known images whose measurement lies in them. A ValueError refuses more than
-        `MOST_KNOWN`.
-    known, gradients
-        (R, m, d) these images, and (R, m) what each gives to its bin's dL/db if it was in the batch.
-    vector, eight_bit
-        As in `verify`.
+    All bins have the same number m of known images whose measurement lies in them; a ValueError refuses more than
+    `MOST_KNOWN`. `known` (R, m, d) are these images, and `gradients` (R, m) what each gives to its bin's dL/db if it
+    was in the batch; `vector` and `eight_bit` are as in `verify`.
     """
     count = known.shape[1]
     if count > MOST_KNOWN:
         raise ValueError(f"{count} known images in a bin have {2**count} subsets; at most {MOST_KNOWN} are tried")
-    subsets = _subsets(count, bins.bias)
+    # (2^m, m) all choices of m images as 0 and 1, none first.
+    number = torch.arange(2**count, device=bins.bias.device).unsqueeze(1)
+    subsets = ((number >> torch.arange(count, device=bins.bias.device)) & 1).to(bins.bias.dtype)
     size = torch.cat([bins.bias.abs().unsqueeze(1), gradients.abs()], 1).amax(1)
     left = bins.bias.unsqueeze(1) - gradients @ subsets.T
     measured = (bins.weight @ vector).unsqueeze(1) - (gradients * (known @ vector)) @ subsets.T
@@ -121,12 +117,6 @@ def first_of_each(group: Tensor, rank: Tensor) -> Tensor:
     first = torch.ones_like(sorted_group, dtype=torch.bool)
     first[1:] = sorted_group[1:] != sorted_group[:-1]
     return order[first]
-
-
-def _subsets(count: int, like: Tensor) -> Tensor:
-    """(2^m, m) all choices of m things as 0 and 1, none first."""
-    number = torch.arange(2**count, device=like.device).unsqueeze(1)
-    return ((number >> torch.arange(count, device=like.device)) & 1).to(like.dtype)
 
 
 def in_bins(measured: Tensor, low: Tensor, high: Tensor, row: Tensor) -> Tensor:

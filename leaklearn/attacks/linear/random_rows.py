@@ -42,17 +42,12 @@ class TrapWeights(RandomRows):
     In each row a random half of the weights is -|z| and the other half +s |z|, with z normal and the same magnitudes in
     both halves. With s slightly below 1 the negative half wins for most images.
 
-    Attributes
-    ----------
-    scale : float or None
-        s in (0, 1). None: fitted on public images so that a row is activated by one image of a batch on average, which
-        maximises the chance that it is exactly one. The paper tunes s by hand; breaching's default is 0.95.
-    seed : int
-        Of the rows.
+    `scale` is s in (0, 1). None: fitted on public images so that a row is activated by one image of a batch on average,
+    which maximises the chance that it is exactly one. The paper tunes s by hand; breaching's default is 0.95.
     """
 
     scale: float | None = None
-    seed: int = 0
+    seed: int = 0  # of the rows
 
     name = "trap_weights"
     source = 'Boenisch et al., "When the Curious Abandon Honesty", EuroS&P 2023, arXiv 2112.02918'
@@ -102,17 +97,12 @@ class QuantileBiases(RandomRows):
     for all neurons. Pixels of an image are not independent, so that a neuron's mean and spread differ from that and
     from each other; with public images the server can measure them, neuron by neuron.
 
-    Attributes
-    ----------
-    fit : str
-        ``"published"``: b* for all; ``"normal"``: each neuron's mean and standard deviation over public images in the
-        place of 0 and sqrt(d); ``"quantiles"``: each neuron's own quantile over them.
-    seed : int
-        Of the rows.
+    `fit` is ``"published"``: b* for all; ``"normal"``: each neuron's mean and standard deviation over public images in
+    the place of 0 and sqrt(d); or ``"quantiles"``: each neuron's own quantile over them.
     """
 
     fit: str = "quantiles"
-    seed: int = 0
+    seed: int = 0  # of the rows
 
     source = 'Nowak et al., "QBI: Quantile-based Bias Initialization", arXiv 2406.18745'
 

@@ -48,22 +48,13 @@ STEPS, DECAY = 60, 0.85
 
 @dataclass(frozen=True)
 class Spear:
-    """Settings of the attack.
+    """Settings of the attack."""
 
-    Attributes
-    ----------
-    search : str
-        ``"sample"``: kernels of random submatrices, as published; its cost doubles with each image. ``"reweight"``:
-        reweighted least squares, whose cost is polynomial.
-    tries : int
-        Submatrices, or starts, in one attempt.
-    attempts : int
-        After each attempt the images are tested; the search ends when all are right, or after so many.
-    """
-
+    # "sample": kernels of random submatrices, as published; its cost doubles with each image. "reweight": reweighted
+    # least squares, whose cost is polynomial.
     search: str = "reweight"
-    tries: int = 64
-    attempts: int = 16
+    tries: int = 64  # submatrices, or starts, in one attempt
+    attempts: int = 16  # after each the images are tested; the search ends when all are right, or after so many
 
     source = 'Dimitrov et al., "SPEAR", NeurIPS 2024, arXiv 2403.03945; reweighted search: ours'
     reads = None
@@ -94,12 +85,13 @@ class Spear:
             raise ValueError(f"{updates!r}: the images are in the gradient of a single client")
         names = [f"{first_layer(payload.model)}.{part}" for part in ("weight", "bias")]
         layer = [payload.parameters[name].double() for name in names]
+        mean, std = (payload.buffers[f"normalise.{name}"].double() for name in ("mean", "std"))
         generator = torch.Generator().manual_seed(seed)
         parts = []
         # One client after another: each is a search of its own size, batched over its tries.
         for row, client in enumerate(updates.clients):
             inputs, agreement = self.recover(*(updates.tensors[n][row].double() for n in names), *layer, generator)
-            images = _denormalise(inputs, payload)
+            images = (inputs.unflatten(1, tuple(payload.model.shape)) * std + mean).flatten(1)  # in [0, 1]
             good = (agreement >= AGREEMENT) & (images.amin(1) >= -RANGE_SLACK) & (images.amax(1) <= 1 + RANGE_SLACK)
             position = good.nonzero().flatten()
             parts.append((images[good].clamp(0, 1), agreement[good], client.expand(len(position)), position))
@@ -161,19 +153,9 @@ def sample_kernels(
     If the b - 1 chosen rows are all zero in column j of dL/dZ, their kernel is that column's q. With half of the
     entries zero, that happens once in 2^(b-1) samples for each column.
 
-    Parameters
-    ----------
-    basis, count
-        (m, b) A, and how many submatrices are sampled.
-    least
-        Zeros that A q must have to be returned; a kernel of wrong rows has b - 1.
-    found
-        (F, b) directions that are known already; samples do not depend on them.
-
-    Returns
-    -------
-    Tensor
-        (R, b) unit vectors, with repeats.
+    `basis` is A (m, b), `count` how many submatrices are sampled. Returned are unit vectors (R, b), with repeats, for
+    which A q has at least `least` zeros; a kernel of wrong rows has b - 1. Directions `found` (F, b) that are known
+    already make no difference.
     """
     rows, size = basis.shape
     at_once = max(1, VALUES_AT_ONCE // (size * size + rows))
@@ -272,9 +254,3 @@ def first_layer(model: nn.Module) -> str:
         f"the first layer of {type(model).__name__} is not fully connected with ReLU right behind it: "
         "build('mlp', ..., norm='none', activation='relu') is"
     )
-
-
-def _denormalise(inputs: Tensor, payload: Payload) -> Tensor:
-    """Layer inputs (b, d) back to images in [0, 1]."""
-    mean, std = (payload.buffers[f"normalise.{name}"].double() for name in ("mean", "std"))
-    return (inputs.unflatten(1, tuple(payload.model.shape)) * std + mean).flatten(1)
