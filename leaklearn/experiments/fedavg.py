@@ -69,11 +69,6 @@ def leak_by_local_work(
         local_epochs, leak_rate (of the attacked images, 0..1), expected_leak_rate (closed form; NaN for inversion),
         psnr (dB, mean: over what leaked for LOKI, over all attacked images for inversion), images (trained on),
         accuracy (0..1), images_per_update, seconds (the attacker's).
-
-    Raises
-    ------
-    ValueError
-        If the data set has too few images for the clients; before anything is computed.
     """
     count = max((plan.clients for plan in plans), default=1)
     rounds = [plan.attacked(fc_factor) for plan in plans]
@@ -124,11 +119,6 @@ def attack_beside(
         The table `leak_by_round`: dataset, seed, round, source (fedavg: the federation; lll: a model trained on its
         leak so far), images (fedavg: that clients trained on so far, repeats counted; lll: different ones that have
         leaked, up to the last attacked round) and accuracy (test, 0..1; NaN where no model was trained).
-
-    Raises
-    ------
-    ValueError
-        For rounds that the federation does not have, or too few images; before anything is computed.
     """
     check([bench], plan, trained_after=trained_after)
     loki, seen = plan.attacked(fc_factor).attack, plan.clients_per_round * plan.protocol().images_per_client
@@ -154,15 +144,7 @@ def attack_beside(
 
 
 def federation_rows(rounds: pd.DataFrame, plan: FederationPlan) -> pd.DataFrame:
-    """The federation's last round as rows of the table `fedavg`, its `attack` `NO_ATTACK`.
-
-    Parameters
-    ----------
-    rounds
-        What `attack_beside` gives.
-    plan
-        The federation.
-    """
+    """The last round of what `attack_beside` gives as rows of the table `fedavg`, their `attack` `NO_ATTACK`."""
     last = rounds[rounds["source"] == "fedavg"].groupby(["dataset", "seed"], sort=False).tail(1)
     about = {"attack": NO_ATTACK, "local_steps": plan.local_steps * plan.local_epochs}
     about |= {"local_epochs": plan.local_epochs, "leak_rate": 0.0, "images_per_update": plan.images_per_client}

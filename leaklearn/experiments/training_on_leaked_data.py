@@ -114,18 +114,10 @@ def train_centrally(bench: Bench) -> pd.DataFrame:
 def by_source(
     rounds: pd.DataFrame, leaks: pd.DataFrame, inverted: pd.DataFrame, centralised: pd.DataFrame
 ) -> pd.DataFrame:
-    """The table `training`: the four sources of a model side by side, for IID clients.
+    """The table `training` from what the four functions above give: the sources of a model side by side, IID clients.
 
-    Parameters
-    ----------
-    rounds, leaks, inverted, centralised
-        What the four functions above give; the federation counts by its last round.
-
-    Returns
-    -------
-    DataFrame
-        dataset, seed, source (fedavg, gi, lll, centralised), images (what the model was trained on), accuracy (0..1),
-        leak_rate (of the attacked images; NaN but for gi and lll), seconds (the attacker's).
+    Columns dataset, seed, source (fedavg: after its last round; gi, lll, centralised), images (what the model was
+    trained on), accuracy (0..1), leak_rate (of the attacked images; NaN but for gi and lll), seconds (the attacker's).
     """
     ends = rounds[rounds["alpha"] == IID].groupby(["dataset", "seed"], sort=False).tail(1)
     ends = ends.merge(centralised[["dataset", "seed", "images"]], on=["dataset", "seed"])
@@ -137,11 +129,8 @@ def by_source(
 def same_images(inverted: pd.DataFrame, training: pd.DataFrame) -> pd.DataFrame:
     """The table `same_images`: what is inversion's quality worth, and what the number of its images?
 
-    Returns
-    -------
-    DataFrame
-        dataset, seed, images, accuracy (trained on the very images that were inverted), accuracy_gi (on what inversion
-        made of them), accuracy_of_federation (`training`'s fedavg; all 0..1).
+    Columns dataset, seed, images, accuracy (trained on the very images that were inverted), accuracy_gi (on what
+    inversion made of them), accuracy_of_federation (`training`'s fedavg; all 0..1).
     """
     names = {"accuracy": "accuracy_gi", "accuracy_same_images": "accuracy"}
     table = inverted.rename(columns=names)[["dataset", "seed", "images", "accuracy", "accuracy_gi"]]
@@ -154,11 +143,7 @@ def still_rising(curve: pd.DataFrame) -> bool:
 
     It had when a straight line through the evaluations of the last third of its rounds gains less than `RISING` over
     that third. Fewer than `FEWEST` evaluations there cannot tell, and count as rising.
-
-    Parameters
-    ----------
-    curve
-        Columns round and accuracy (0..1) of one federation and seed.
+    `curve` has the columns round and accuracy (0..1) of one federation and seed.
     """
     last = curve["round"].max()
     end = curve[curve["round"] > 2 / 3 * last]
@@ -173,16 +158,9 @@ def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame) -> pd.DataFrame:
     The first evaluated round that reaches the leak's accuracy counts, even if a later one falls behind again: any doubt
     is decided for the federation.
 
-    Parameters
-    ----------
-    rounds, leaks
-        What `train_federations` and `train_on_leaks` give, the latter with one round for each dataset, alpha and seed.
-
-    Returns
-    -------
-    DataFrame
-        dataset, alpha, seed, round (NaN: not within its rounds), images_seen (by then), accuracy_of_leak,
-        accuracy_of_federation (after its last round; both 0..1), rounds (that it ran), still_rising (bool).
+    Of `leaks` there is one round for each dataset, alpha and seed. Columns dataset, alpha, seed, round (NaN: not within
+    its rounds), images_seen (by then), accuracy_of_leak, accuracy_of_federation (after its last round; both 0..1),
+    rounds (that it ran), still_rising (bool).
     """
     levels = leaks.set_index(["dataset", "alpha", "seed"])["accuracy"]
     rows = []

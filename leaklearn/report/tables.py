@@ -128,13 +128,14 @@ def _words(name: object) -> str:
 def spread(values: Iterable[float], column: str = "", digits: int = 1, dataset: object = None) -> str:
     """`mean ± half the 95 % interval` over seeds, shares in percent; the mean alone of one value or of equal ones.
 
-    Where the range of the measure cuts the interval, its ends are told instead: `98.0 [95.1, 100.0]`.
+    Where the interval is lopsided in the digits told, as where the measure's range cuts it, its ends are told instead:
+    `98.0 [95.1, 100.0]`.
     """
     found = fold(values, column, dataset)
     found = found.scaled(100) if measure(column).unit == "%" else found
     if found.low != found.low or not float(f"{found.high - found.low:.{digits}f}"):
         return f"{found.mean:.{digits}f}"
-    if abs((found.high - found.mean) - (found.mean - found.low)) > 1e-9 * max(1.0, abs(found.mean)):
+    if abs((found.high - found.mean) - (found.mean - found.low)) >= 10**-digits:
         return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"{found.mean:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
 
