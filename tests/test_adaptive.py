@@ -4,15 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
-from tiny import image_set
 
 from leaklearn.attacks import RobbingTheFed
 from leaklearn.attacks.linear import AdaptiveBins, certify
 from leaklearn.attacks.linear.cells import NONE, NOWHERE, ONE, SEVERAL, UNSEEN, Cells, at_least_two
 from leaklearn.attacks.linear.peeling import UsedBins, first_of_each, solve
-from leaklearn.data import Dataset, load
+from leaklearn.data import load
 from leaklearn.evaluation import Truth, score
-from leaklearn.experiments.adaptive import RoundsSetting, measure_rounds, rounds_settings
+from leaklearn.experiments.linear_layer_leakage import ReturningClients
 from leaklearn.federated import (
     Client,
     Clip,
@@ -197,7 +196,7 @@ def test_a_first_round_by_itself_is_that_of_a_campaign(data, clients):
 def test_known_images_are_taken_away_where_each_round_has_a_new_batch(data):
     group = make_clients(data.train, 60, images=60, seed=2)[:8]
     campaign, found, rates = attack_rounds(data, group, AdaptiveBins(1, 30, pool=60), 4)
-    law = RoundsSetting("adaptive", 1, "new", images_per_client=30, pool=60).expected_leak_rate(4)
+    law = ReturningClients(AdaptiveBins(1, 30, pool=60), pool=60).expected_leak_rate(4)
     assert rates[3] > law + 0.15
     assert found.false_positives == 0
     assert found.duplicates <= 2
@@ -294,29 +293,3 @@ def test_certainty_is_refused_where_it_cannot_be_had(clients, data):
     summed = respond(clients, payload, FedSGD(24, batch_norm="eval"), secure=True)
     with pytest.raises(ValueError, match="single client"):
         certify(payload, summed, attack.reconstruct(payload, summed))
-
-
-def test_the_table_of_rounds():
-    data = Dataset(image_set(120), image_set(60, seed=1))
-    settings = rounds_settings([1.0], new_factors=[1.0], rounds=2, clients=3, images_per_client=8, pool=16)
-    table = measure_rounds(data, settings, [0, 1], progress=False)
-    assert list(table)[:8] == [
-        *("dataset", "seed", "bins", "fc_factor", "draw", "round", "leak_rate", "expected_leak_rate"),
-    ]
-    assert len(table) == 2 * 5 * 2
-    assert table["leak_rate"].between(0, 1).all()
-    fixed = table[(table["bins"] == "fixed") & (table["draw"] == "same")]
-    assert fixed.groupby("seed")["leak_rate"].nunique().eq(1).all()
-    with pytest.raises(ValueError, match="more than the 120"):
-        measure_rounds(data, [RoundsSetting("fixed", 1.0, clients=100, images_per_client=8)], [0])
-    with pytest.raises(ValueError, match="unknown bins"):
-        RoundsSetting("moving", 1.0)
-
-
-def test_law_of_rounds():
-    p = (1 - 1 / 64) ** 63
-    same = RoundsSetting("fixed", 1.0)
-    assert [round(same.expected_leak_rate(k), 3) for k in (1, 2, 3, 5)] == [0.371, 0.604, 0.751, 0.901]
-    new = RoundsSetting("fixed", 1.0, "new", pool=128)
-    assert new.expected_leak_rate(1) == pytest.approx(p)
-    assert new.expected_leak_rate(2) == pytest.approx((1 - (1 - p / 2) ** 2) / 0.75)

@@ -1,7 +1,5 @@
-"""Quantile biases: how often a neuron is active, what leaks, and the charts of adaptive and passive leakage."""
+"""Quantile biases: how often a neuron is active, and what leaks."""
 
-import matplotlib.pyplot as plt
-import pandas as pd
 import pytest
 import torch
 
@@ -9,10 +7,8 @@ from leaklearn.attacks import RobbingTheFed, TrapWeights
 from leaklearn.attacks.linear import QuantileBiases
 from leaklearn.data import load
 from leaklearn.data.images import DataInfo, ImageSet
-from leaklearn.experiments.passive import measure_biases
 from leaklearn.federated import FedSGD, make_clients, respond
 from leaklearn.models import build
-from leaklearn.report.adaptive import biases_chart, rounds_chart, spear_chart
 
 
 @pytest.fixture(scope="module")
@@ -69,44 +65,3 @@ def test_settings_are_checked():
         QuantileBiases(fit="guess")
     with pytest.raises(ValueError, match="take at least 2"):
         QuantileBiases(images_per_client=1)
-
-
-def test_the_table_and_the_chart_of_biases(data):
-    table = measure_biases(data, [2.0, 1.0], [0], clients=2, images_per_client=16, progress=False)
-    assert len(table) == 10
-    assert table["leak_rate"].between(0, 1).all()
-    ax = biases_chart(table).axes[0]
-    heights = sorted(bar.get_height() for bar in ax.patches)
-    assert heights == pytest.approx(sorted(table["leak_rate"]))
-    plt.close("all")
-
-
-def test_the_chart_of_rounds_shows_means_and_the_law():
-    rows = []
-    for bins in ("fixed", "redrawn", "adaptive"):
-        for number in (1, 2):
-            for seed in range(3):
-                about = {"dataset": "mnist5k", "seed": seed, "bins": bins, "fc_factor": 1.0, "draw": "same"}
-                rows.append({**about, "round": number, "leak_rate": 0.3 * number + 0.01 * seed})
-                rows[-1]["expected_leak_rate"] = 0.25 * number
-    ax = rounds_chart(pd.DataFrame(rows)).axes[0]
-    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
-    assert lines["adaptive bins"].tolist() == pytest.approx([0.31, 0.61])
-    assert lines["law of independent rounds"].tolist() == [0.25, 0.5]
-    plt.close("all")
-
-
-def test_the_chart_of_spear_shows_both_searches():
-    rows = [
-        {"dataset": "mnist5k", "seed": seed, "attack": attack, "batch_size": size, "exact": 1.0, "seconds": 0.1 * size}
-        | {"width": 512}
-        for attack in ("spear", "spear_reweighted")
-        for size in (4, 8)
-        for seed in range(2)
-    ]
-    left, right = spear_chart(pd.DataFrame(rows)).axes
-    assert [line.get_label() for line in left.lines if line.get_label()[0] != "_"] == [
-        *("reweighted least squares", "sampling, as published", "single seeds"),
-    ]
-    assert right.get_yscale() == "log"
-    plt.close("all")

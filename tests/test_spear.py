@@ -8,7 +8,6 @@ from leaklearn.attacks.linear import Spear
 from leaklearn.attacks.linear.spear import first_layer, independent, polish, reweighted, sample_kernels, zeros
 from leaklearn.data import Dataset, load
 from leaklearn.evaluation import Truth, score
-from leaklearn.experiments.passive import SPEARS, measure_spear
 from leaklearn.federated import FedAvg, FedSGD, Payload, draw_batches, gather, make_clients, respond
 from leaklearn.models import build
 
@@ -96,14 +95,3 @@ def test_spear_refuses_what_it_cannot_read():
         Spear().reconstruct(payload, respond(clients, payload, FedSGD(4), secure=True))
     with pytest.raises(ValueError, match="unknown search"):
         Spear("guess")
-
-
-def test_the_table_of_spear():
-    data = Dataset(image_set(60), image_set(20, seed=1))
-    table = measure_spear(data, {name: [2] for name in SPEARS}, [0, 1], width=64, progress=False)
-    assert len(table) == 4
-    assert (table["exact"] == 1).all()
-    with pytest.raises(ValueError, match="unknown attack"):
-        measure_spear(data, {"sphere": [2]}, [0])
-    with pytest.raises(ValueError, match="more than the 60"):
-        measure_spear(data, {"spear": [64]}, [0])

@@ -18,7 +18,10 @@ LINEAR: dict[str, Callable[..., Any]] = {
     "qbi_quantiles": partial(QuantileBiases, fit="quantiles"),
     "robbing_the_fed": RobbingTheFed,
     "robbing_the_fed_bounded": partial(RobbingTheFed, activation="bounded"),
+    "robbing_the_fed_kernel": partial(RobbingTheFed, distribution="kernel"),
+    "robbing_the_fed_random": partial(RobbingTheFed, measurement="random"),
     "loki": Loki,
+    "loki_kernel": partial(Loki, distribution="kernel"),
     "adaptive": AdaptiveBins,
     "spear": partial(Spear, search="sample"),
     "spear_reweighted": partial(Spear, search="reweight"),
@@ -35,7 +38,10 @@ def make(name: str, **settings: object) -> Any:
         For an unknown name, naming the nearest one, or a setting out of range.
     """
     if name in LINEAR:
-        return LINEAR[name](**settings)
+        try:
+            return LINEAR[name](**settings)
+        except TypeError as error:
+            raise ValueError(f"attack {name!r} has no such setting: {error}") from None
     if name in PRESETS:
         attack = GradientInversion(name)
         return attack.replace(**settings) if settings else attack

@@ -37,22 +37,9 @@ def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:
         N, images that the client uses, each once.
     local_steps
         T, a divisor of ``images``.
-
-    Returns
-    -------
-    float
-        0..1.
-
-    Raises
-    ------
-    ValueError
-        If a number is below 1, or the images cannot be cut into equal mini-batches.
     """
-    _at_least_one(bins=bins, images=images, local_steps=local_steps)
-    if images % local_steps:
-        raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
-    batch = images // local_steps
-    return sum((1 - 1 / bins) ** (batch * step + batch - 1) for step in range(local_steps)) / local_steps
+    _at_least_one(bins=bins)
+    return sum((1 - 1 / bins) ** others for others in _others(images, local_steps)) / local_steps
 
 
 def expected_in_bins(
@@ -66,9 +53,9 @@ def expected_in_bins(
     .. math:: P(\text{leak}) = \frac{1}{T} \sum_{t=0}^{T-1} \sum_i \frac{c_i}{P}
         \binom{P - c_i}{b t + b - 1} \Big/ \binom{P - 1}{b t + b - 1}
 
-    For large P and c_i / P = 1/n that is `expected_leak_rate`. It is the largest value, since q (1 - q)^m is concave
-    below q = 2 / (m + 1): masses q that differ, and mass outside of all bins, always leak less. So a gap between the
-    two is no chance but the misfit of the bins, and has one sign.
+    For large P and c_i / P = 1/n that is `expected_leak_rate`. There q (1 - q)^m is concave (below q = 2 / (m + 1)), so
+    bins whose masses q differ leak less, and so does mass outside of all bins: that gap has one sign, and is the misfit
+    of the bins, not chance.
 
     Parameters
     ----------
@@ -78,26 +65,22 @@ def expected_in_bins(
         As in `expected_leak_rate`.
     population
         P; None: all its images are in a bin.
-
-    Returns
-    -------
-    float
-        0..1.
-
-    Raises
-    ------
-    ValueError
-        If a number is below 1, the images cannot be cut into equal mini-batches, or there are more than the population.
     """
     total = sum(counts) if population is None else population
-    _at_least_one(images=images, local_steps=local_steps, population=total)
-    if images % local_steps:
-        raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
+    _at_least_one(population=total)
     if images > total or sum(counts) > total:
         raise ValueError(f"{images} images, {sum(counts)} in bins, of a population of {total}: too many")
-    batch = images // local_steps
-    others = [batch * step + batch - 1 for step in range(local_steps)]
+    others = _others(images, local_steps)
     return sum(n / total * _all_miss(n, m, total) for n in counts if n for m in others) / local_steps
+
+
+def _others(images: int, local_steps: int) -> list[int]:
+    """For each step, how many images must miss the bin of one of its own: those before it, and the mini-batch's."""
+    _at_least_one(images=images, local_steps=local_steps)
+    if images % local_steps:
+        raise ValueError(f"{images} images cannot be cut into {local_steps} equal mini-batches")
+    batch = images // local_steps
+    return [batch * step + batch - 1 for step in range(local_steps)]
 
 
 def _all_miss(inside: int, drawn: int, population: int) -> float:
@@ -114,11 +97,6 @@ def expected_over_rounds(leak_rate: float, rounds: int) -> float:
     If each round leaks an image with probability p independently of the others (the client's images are shuffled over
     its batches anew), the chance that it never leaks in k rounds is (1 - p)^k, so the share is 1 - (1 - p)^k. A client
     that sends the same batch again meets the same collisions, and leaks nothing new to the same bins.
-
-    Raises
-    ------
-    ValueError
-        If the rate is not in 0..1, or there is no round.
     """
     if not 0 <= leak_rate <= 1:
         raise ValueError(f"leak_rate is {leak_rate}; it is a share, 0..1")

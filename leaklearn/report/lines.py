@@ -174,7 +174,7 @@ def points(
             ax.set_yticks(places, texts)
             ax.set_ylim(len(there) - 0.5, -0.5)
             _share(ax.xaxis, ax.set_xlim, column, ylim)
-            ax.set_xlabel(ylabel or measure(column).label)
+            ax.set_xlabel(_with_unit(ylabel, column))
             ax.set_ylabel(xlabel)
         else:
             ax.set_xticks(places, texts)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import hypot
 
 import pandas as pd
 
-from leaklearn.evaluation.statistics import equivalent, interval
+from leaklearn.evaluation.statistics import Interval, equivalent, interval
 from leaklearn.report.verdicts import (
     CLOSE,
     DATASET,
+    NEAR,
     NOT_REPRODUCED,
     NOT_RUN,
     PARTLY,
@@ -26,47 +28,84 @@ from leaklearn.report.verdicts import (
 RESOLVING = 2000
 
 SETTING = ["attack", "protocol", "fc_factor", "clients", "images_per_client", "local_steps"]
+PUBLISHED = ("robbing_the_fed", "loki")
+"""What C4 and P6 judge: bins as they are published. Bins of ours are told of beside them."""
 
 
 def closed_form(lll_leakage: pd.DataFrame) -> list[Finding]:
-    """C4: the mean leak rate of each setting within 2 points of its closed form; measured is the largest gap.
+    """C4: the leak rate of each setting is that of its closed form, within 2 points; measured is the largest gap.
 
-    Settings with fewer than `RESOLVING` attacked images over all seeds are left out.
+    A setting agrees when the whole 95 % interval of its gap is within `CLOSE` points, and is off when all is beyond.
+    Reproduced when all settings agree, over `SEEDS` seeds or more; not reproduced when half of them are off, or a mean
+    gap is beyond `NEAR` points; else partly. Settings with fewer than `RESOLVING` attacked images over all seeds are
+    left out. The finding also says whether the gaps have one sign, which is a bias and no chance, and how much of it
+    the masses of the bins explain (column `expected_in_bins`, where the table has it).
     """
     return [_closed_form(str(name), frame) for name, frame in lll_leakage.groupby("dataset", sort=False)]
 
 
 def _closed_form(dataset: str, frame: pd.DataFrame) -> Finding:
     known = frame.dropna(subset=["expected_leak_rate"])
-    if known.empty:
-        return Finding(dataset, NOT_RUN, "no setting in the table lll_leakage has a closed form")
     attacked = (known["clients"] * known["images_per_client"]).groupby([known[column] for column in SETTING])
-    known = known[attacked.transform("sum") >= RESOLVING]
-    if known.empty:
-        return Finding(dataset, NOT_RUN, f"no setting attacked {RESOLVING} images or more, too few to tell 2 points")
-    gaps = (known["leak_rate"] - known["expected_leak_rate"]).groupby([known[column] for column in SETTING])
-    estimates = {setting: percent(values) for setting, values in gaps}
-    close = [setting for setting, gap in estimates.items() if abs(gap.mean) <= CLOSE]
-    setting, worst = max(estimates.items(), key=lambda item: abs(item[1].mean))
-    seeds = min(gap.n for gap in estimates.values())
+    enough = known[attacked.transform("sum") >= RESOLVING] if len(known) else known
+    published = enough[enough["attack"].isin(PUBLISHED)]
+    if published.empty:
+        few = f"attacked {RESOLVING} images or more, too few to tell {CLOSE:g} points"
+        return Finding(dataset, NOT_RUN, f"no setting of {' or '.join(PUBLISHED)} has a closed form and {few}")
+    gaps = _gaps(published)
+    states = [equivalent(gap, CLOSE) for gap in gaps.values()]
+    setting, worst = max(gaps.items(), key=lambda item: abs(item[1].mean))
+    seeds = min(gap.n for gap in gaps.values())
     attack, protocol, factor, clients, images, steps = setting
     where = f"{attack} with {protocol}, factor {factor:g}, {clients} clients of {images}, {steps} local steps"
-    why = f"{len(close)} of {len(estimates)} settings within {CLOSE:g} points of the closed form"
-    why += f"; largest gap at {where}; {count_seeds(seeds)} or more"
-    if len(close) < len(estimates):
-        verdict = PARTLY if close else NOT_REPRODUCED
+    why = f"{states.count('equivalent')} of {len(gaps)} settings within {CLOSE:g} points of the closed form, "
+    why += f"{states.count('different')} beyond, {states.count('open')} open ({count_seeds(seeds)} or more); largest "
+    why += f"gap at {where}; {_bias(published, gaps)}"
+    ours = enough[~enough["attack"].isin(PUBLISHED)]
+    if len(ours):
+        largest = max((gap.mean for gap in _gaps(ours).values()), key=abs)
+        why += f"; bins of ours: largest gap {largest:+.1f}"
+    if 2 * states.count("different") >= len(gaps) or abs(worst.mean) > NEAR:
+        verdict = NOT_REPRODUCED
     else:
-        verdict = REPRODUCED if seeds >= SEEDS else PARTLY
+        verdict = REPRODUCED if states.count("equivalent") == len(gaps) and seeds >= SEEDS else PARTLY
     return Finding(dataset, verdict, why, worst.mean, worst.low, worst.high, "points, largest gap")
 
 
+def _gaps(rows: pd.DataFrame, law: str = "expected_leak_rate") -> dict[tuple, Interval]:
+    """Leak rate less a closed form, in points, by setting.
+
+    Clients are independent draws, many more than seeds: where the table has each round's standard error over them, that
+    of the mean over seeds makes the interval, else the seeds alone.
+    """
+    found = {}
+    for setting, mine in rows.groupby(SETTING, sort=False):
+        found[setting] = percent(mine["leak_rate"] - mine[law])
+        if "standard_error" in mine and mine["standard_error"].notna().all():
+            mean, half = found[setting].mean, 1.96 * 100 * hypot(*mine["standard_error"]) / len(mine)
+            found[setting] = Interval(mean, mean - half, mean + half, len(mine))
+    return found
+
+
+def _bias(rows: pd.DataFrame, gaps: Mapping[tuple, Interval]) -> str:
+    """Whether the gaps have one sign, and what the masses of the bins explain of it, in words."""
+    below, mean = sum(gap.mean < 0 for gap in gaps.values()), sum(gap.mean for gap in gaps.values()) / len(gaps)
+    sign = f"all {len(gaps)}" if below == len(gaps) else f"{below} of {len(gaps)}"
+    told = f"{sign} gaps are negative, {mean:+.1f} points on average"
+    if "expected_in_bins" not in rows or rows["expected_in_bins"].isna().all():
+        return told
+    rest = _gaps(rows.dropna(subset=["expected_in_bins"]), "expected_in_bins")
+    left = sum(gap.mean for gap in rest.values()) / len(rest)
+    return f"{told}, {left:+.1f} beside the closed form for the masses that the bins really have"
+
+
 def leaked_share(lll_leakage: pd.DataFrame, targets: Mapping[float, float]) -> list[Finding]:
-    """P6: the leak rate of one local step at 4, 2 and 1 FC units per image, over all attacks that have a closed form.
+    """P6: the leak rate of one local step at 4, 2 and 1 FC units per image, over the attacks as published.
 
     That rate hardly depends on the images, so another data set can support the number, but never more than partly.
     """
     found = []
-    known = lll_leakage.dropna(subset=["expected_leak_rate"])
+    known = lll_leakage[lll_leakage["attack"].isin(PUBLISHED)].dropna(subset=["expected_leak_rate"])
     for (dataset, factor), frame in known.groupby(["dataset", "fc_factor"], sort=False):
         # Of a sum (+secagg) Robbing the Fed leaks next to nothing, by its closed form: no rate of one client's images.
         single, several = frame[frame["protocol"] == "fedsgd"], frame[frame["protocol"] == "fedavg"]

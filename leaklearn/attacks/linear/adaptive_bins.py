@@ -54,18 +54,13 @@ class AdaptiveBins(LinearLeakage):
 
     `payload` and `reconstruct` are a first round by itself, in which all clients are sent the same.
 
-    Attributes
-    ----------
-    pool : int or None
-        Images that a client has, of which it draws `images_per_client` in each round. Clients tell their number for the
-        weighted mean of FedAvg. None: as many, so that a client uses the same images in every round.
-    distribution : str
-        ``"normal"``, ``"laplace"`` or ``"quantiles"``: of the measurement before the first round (`Population`).
+    `pool` is the number of images that a client has, of which it draws `images_per_client` in each round; clients tell
+    it for the weighted mean of FedAvg. None: as many, so that a client uses the same images in every round.
     """
 
     fc_factor: float = 1.0
     pool: int | None = None
-    distribution: str = "normal"
+    distribution: str = "normal"  # of the measurement before the first round, see `Population`
 
     name = "adaptive"
     source = "ours; bins as in Robbing the Fed (Fowl et al., ICLR 2022)"
@@ -126,17 +121,9 @@ class AdaptiveBins(LinearLeakage):
 class Campaign:
     """An adaptive attack under way, against the same K clients: `payload`, then `reconstruct`, and again.
 
-    Attributes
-    ----------
-    attack, clients
-        The settings, and (K,) ids.
-    shared, table
-        The malicious model of the first round, and (T + 1,) the measurement at each quantile, from which each client
-        has edges of its own in later rounds.
-    leak : Leak or None
-        All that leaked so far, without repeats; every image is certain. Labels are those that fit the gradient.
-    cells : Cells
-        Where the unknown images may be.
+    `shared` is the malicious model of the first round; `table` (T + 1,) the measurement at each quantile, from which
+    each client has edges of its own in later rounds. `leak` is all that leaked so far, without repeats; every image is
+    certain, and labels are those that fit the gradient. `cells` tell where the unknown images may be.
     """
 
     attack: AdaptiveBins
@@ -156,9 +143,10 @@ class Campaign:
         self._place = torch.zeros(count, images, dtype=torch.int64, device=device)
         self._open: UsedBins | None = None
 
-    def payload(self) -> PersonalPayload:
+    def payload(self, model: nn.Module | None = None, public: ImageSet | None = None) -> PersonalPayload:
         """What to send next: bounded bins, for each client where its unknown images may be.
 
+        Network and public images are those that the campaign began with, whatever is given here.
         Raises a ValueError if the answers to the payload before were not given to `reconstruct`.
         """
         names, dtype = ("block.fc1.weight", "block.fc1.bias"), self.shared.dtype

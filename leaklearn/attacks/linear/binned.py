@@ -27,22 +27,13 @@ class RobbingTheFed(LinearLeakage):
     paper's sparse variant for FedAvg) neuron i computes (h(x) - c_i) / (c_{i+1} - c_i) clipped to [0, 1] and only the
     bin's own images reach it: x = dW_i / db_i.
 
-    Attributes
-    ----------
-    activation : str
-        ``"relu"`` or ``"bounded"``. Take bounded bins for FedAvg: local steps destroy the differences of ReLU bins.
-    measurement : str
-        ``"mean"``, ``"random"`` or ``"dct"``, see `measurement_vector`.
-    distribution : str
-        ``"normal"``, ``"laplace"`` or ``"quantiles"``, see `Population`.
-    seed : int
-        Of the random measurement.
+    Take bounded bins for FedAvg: local steps destroy the differences of ReLU bins.
     """
 
-    activation: str = "relu"
-    measurement: str = "mean"
-    distribution: str = "normal"
-    seed: int = 0
+    activation: str = "relu"  # or "bounded"
+    measurement: str = "mean"  # or "random" or "dct", see `measurement_vector`
+    distribution: str = "normal"  # as published; others are ours, see `Population`
+    seed: int = 0  # of the random measurement
 
     source = 'Fowl et al., "Robbing the Fed", ICLR 2022, arXiv 2110.13057'
 
@@ -53,7 +44,9 @@ class RobbingTheFed(LinearLeakage):
 
     @property
     def name(self) -> str:
-        return "robbing_the_fed_bounded" if self.activation == "bounded" else "robbing_the_fed"
+        published = {"relu", "mean", "normal"}
+        others = [part for part in (self.activation, self.measurement, self.distribution) if part not in published]
+        return "_".join(["robbing_the_fed", *others])
 
     def block(self, public: ImageSet) -> LeakyBlock:
         vector = measurement_vector(self.measurement, public.shape, self.seed)
@@ -89,20 +82,14 @@ class Loki(LinearLeakage):
     The scaling factor also makes one local step push a used neuron out of (0, 1), so that later mini-batches of the
     same client do not overwrite it (LOKI, section 3.6).
 
-    Attributes
-    ----------
-    conv_scale : float
-        Convolutional scaling factor. A neuron is pushed out by about lr * gain * conv_scale^2, with gain the size of
-        fc2. The authors' demonstration has conv_scale 500, gain 1000 and lr 1e-4; here fc2 stays small, so that
-        networks without batch norm see an ordinary image, and the same push at lr 1e-2 needs 20,000.
-    distribution : str
-        ``"normal"``, ``"laplace"`` or ``"quantiles"``, see `Population`.
+    `conv_scale` is the convolutional scaling factor. A neuron is pushed out by about lr * gain * conv_scale^2, with
+    gain the size of fc2. The authors' demonstration has conv_scale 500, gain 1000 and lr 1e-4; here fc2 stays small, so that
+    networks without batch norm see an ordinary image, and the same push at lr 1e-2 needs 20,000.
     """
 
     conv_scale: float = 20_000.0
-    distribution: str = "normal"
+    distribution: str = "normal"  # as published; others are ours, see `Population`
 
-    name = "loki"
     source = 'Zhao et al., "LOKI", IEEE S&P 2024, arXiv 2303.12233'
     disjoint = ("block.conv.weight", "block.fc1.weight")
 
@@ -110,6 +97,10 @@ class Loki(LinearLeakage):
         super().__post_init__()
         if not self.conv_scale > 0:
             raise ValueError(f"conv_scale is {self.conv_scale}; it is above 0")
+
+    @property
+    def name(self) -> str:
+        return "loki" if self.distribution == "normal" else f"loki_{self.distribution}"
 
     def block(self, public: ImageSet) -> LeakyBlock:
         vector = measurement_vector("mean", public.shape)
