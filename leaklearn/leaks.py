@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from leaklearn.files import write_bytes, write_json
+from leaklearn.store import Entry, tensors_of
 
-FORMAT = 1
+FORMAT = 2
+"""Of a saved leak; other versions are refused."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +37,6 @@ class Leak:
         (`leaklearn.attacks.match_labels`); None where labels came another way.
     meta : dict
         What was attacked and how: anything JSON can hold.
-
-    Raises
-    ------
-    ValueError
-        If types or lengths do not fit together.
     """
 
     images: Tensor
@@ -96,13 +88,7 @@ class Leak:
         return replace(self, labels=labels, label_confidence=confidence)
 
     def labelled(self) -> Leak:
-        """The images that have a label.
-
-        Raises
-        ------
-        ValueError
-            If there is none.
-        """
+        """The images that have a label, at least one."""
         if self.labels is None or not (self.labels >= 0).any():
             raise ValueError("this leak has no labels: match or assign them first (with_labels)")
         return self[self.labels >= 0]
@@ -124,60 +110,29 @@ class Leak:
         return self[torch.tensor(sorted(best.values()), device=self.images.device)]
 
     def save(self, path: str | Path) -> Path:
-        """Write `<path>.safetensors` and `<path>.json`; each appears whole or not at all.
+        """Write `<path>.safetensors`, an entry of `leaklearn.store`; it appears whole or not at all.
 
-        The JSON is written last and holds the tensors' SHA-256, so a leak is complete exactly when its JSON is there.
-
-        Raises
-        ------
-        OSError
-            If a file cannot be written, as on a full disk; it is named.
+        An OSError names the file if it cannot be written, as on a full disk.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # copies, because one tensor may serve as several columns, which safetensors refuses
-        tensors = {"images": self.images} | {name: value.clone() for name, value in self._columns().items()}
-        content = save_tensors({name: value.contiguous().cpu() for name, value in tensors.items()})
-        write_bytes(_tensor_file(path), content)
-        digest = hashlib.sha256(content).hexdigest()
-        return write_json(
-            _json_file(path), {"format": FORMAT, "sha256": digest, "images": len(self), "meta": self.meta}
-        )
+        entry = _entry_at(path)
+        entry.save({"meta": self.meta}, leak=tensors_of(self))
+        return entry.path
 
     @classmethod
     def load(cls, path: str | Path) -> Leak:
-        """Read what `save` wrote.
+        """Read what `save` wrote; FileNotFoundError if it is not there, ValueError if it is damaged or no leak."""
+        entry = _entry_at(path)
+        if not entry.path.is_file():
+            raise FileNotFoundError(f"no leak at {path}: {entry.path.name} is missing; run the attack again to make it")
+        state = entry.load()
+        if state is None:
+            raise ValueError(f"{entry.path} is damaged ({entry.damage}); delete it and run the attack again")
+        return cls(**state.part("leak"), meta=state.values["meta"])
 
-        Raises
-        ------
-        FileNotFoundError
-            If either file is missing.
-        ValueError
-            If a file is damaged, the two do not belong together, or the format is another one.
-        """
-        path = Path(path)
-        for file in (_json_file(path), _tensor_file(path)):
-            if not file.is_file():
-                raise FileNotFoundError(f"no leak at {path}: {file.name} is missing; run the attack again to make it")
-        try:
-            record = json.loads(_json_file(path).read_text())
-            version, digest, meta = record["format"], record["sha256"], record["meta"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{_json_file(path)} is damaged ({error}); delete it and run the attack again") from None
-        if version != FORMAT:
-            raise ValueError(
-                f"{_json_file(path)} has format {version}, this version reads {FORMAT}; run the attack again"
-            )
-        content = _tensor_file(path).read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise ValueError(
-                f"{_tensor_file(path)} is damaged: its SHA-256 is not the recorded one; run the attack again"
-            )
-        try:
-            tensors = load_tensors(content)
-            return cls(**tensors, meta=meta)
-        except (SafetensorError, TypeError) as error:
-            raise ValueError(f"{_tensor_file(path)} is not a leak ({error}); run the attack again") from None
+
+def _entry_at(path: str | Path) -> Entry:
+    path = Path(path)
+    return Entry(path.with_name(f"{path.name}.safetensors"), {"leak": FORMAT})
 
 
 def merge(leaks: Sequence[Leak]) -> Leak:
@@ -185,39 +140,22 @@ def merge(leaks: Sequence[Leak]) -> Leak:
 
     Labels stay known where they were: a leak without labels counts as all -1 beside one that has some. Where only some
     leaks tell how sure their labels are, the others' count as sure (1), and what has no label as 0.
-
-    Raises
-    ------
-    ValueError
-        If no leak is given or image shapes differ.
     """
     if not leaks:
         raise ValueError("nothing to merge: no leak given")
     shapes = {tuple(leak.images.shape[1:]) for leak in leaks}
     if len(shapes) > 1:
         raise ValueError(f"leaks of different image shapes cannot be merged: {sorted(shapes)}")
-    labels = None
+    columns = {
+        name: [getattr(leak, name) for leak in leaks] for name in ("images", "confidence", "client", "round", "bin")
+    }
+    labels = [torch.full_like(leak.bin, -1) if leak.labels is None else leak.labels for leak in leaks]
     if any(leak.labels is not None for leak in leaks):
-        labels = torch.cat(
-            [leak.labels if leak.labels is not None else torch.full_like(leak.bin, -1) for leak in leaks]
-        )
-    sure = None
+        columns["labels"] = labels
     if any(leak.label_confidence is not None for leak in leaks):
-        sure = torch.cat([_label_confidence(leak) for leak in leaks])
-    columns = ("images", "confidence", "client", "round", "bin")
-    joined = {name: torch.cat([getattr(leak, name) for leak in leaks]) for name in columns}
-    return Leak(**joined, labels=labels, meta={"merged": [leak.meta for leak in leaks]}, label_confidence=sure)
-
-
-def _label_confidence(leak: Leak) -> Tensor:
-    if leak.label_confidence is not None:
-        return leak.label_confidence
-    return torch.zeros_like(leak.confidence) if leak.labels is None else (leak.labels >= 0).float()
-
-
-def _tensor_file(path: Path) -> Path:
-    return path.with_name(path.name + ".safetensors")
-
-
-def _json_file(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
+        columns["label_confidence"] = [
+            (known >= 0).float() if leak.label_confidence is None else leak.label_confidence
+            for leak, known in zip(leaks, labels, strict=True)
+        ]
+    joined = {name: torch.cat(values) for name, values in columns.items()}
+    return Leak(**joined, meta={"merged": [leak.meta for leak in leaks]})

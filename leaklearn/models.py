@@ -34,13 +34,7 @@ NORM_GROUPS = 8
 
 
 class Normalise(nn.Module):
-    """Shift and scale images in [0, 1] by the data set's channel mean and standard deviation.
-
-    Parameters
-    ----------
-    mean, std
-        One value per channel, in units of the [0, 1] range. Kept as buffers of shape (C, 1, 1).
-    """
+    """Shift and scale images in [0, 1] by the mean and standard deviation of each channel, buffers (C, 1, 1)."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -56,14 +50,8 @@ class Normalise(nn.Module):
 class Network(nn.Module):
     """``normalise`` -> ``body`` -> flatten -> ``head``; `build` makes them.
 
-    Parameters
-    ----------
-    info
-        The data set's description: shape (C, H, W), number of classes, mean and std.
-    body
-        The layers from (N, C, H, W) to the features, before flattening.
-    settings
-        What `build` was called with, for ``repr`` and for provenance.
+    ``body`` takes (N, C, H, W) to the features before flattening; ``settings`` are what `build` was called with, for
+    ``repr`` and for provenance.
     """
 
     def __init__(self, info: DataInfo, body: nn.Module, settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import image_set
 
+from leaklearn.evaluation import similarity
 from leaklearn.evaluation.similarity import network_distances
 from leaklearn.evaluation.statistics import interval
 from leaklearn.evaluation.worth import equivalent_size, equivalent_sizes
@@ -59,11 +60,12 @@ def test_equivalent_sizes_beyond_the_ladder():
         equivalent_sizes(ladder, pd.DataFrame({"seed": [7], "accuracy": [0.7]}))
 
 
-def test_network_distances_layer_by_layer():
+def test_network_distances_layer_by_layer(monkeypatch):
+    monkeypatch.setattr(similarity, "FORWARD", 4)
     data = image_set(6)
     network = build("lenet", data, width=3)
     a, b = torch.rand(6, 1, 16, 16), data.images
-    perceptual, feature = network_distances(network, a, b, batch_size=4)
+    perceptual, feature = network_distances(network, a, b)
     for n in range(6):
         x, y, total = network.normalise(a[n : n + 1]), network.normalise(b[n : n + 1].float() / 255), 0.0
         for block in network.body:

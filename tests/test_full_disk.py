@@ -76,7 +76,7 @@ def test_an_older_file_and_an_older_leak_stay(tmp_path, request):
         leak(5).save(tmp_path / "leak")
     assert (tmp_path / "old.txt").read_text() == "whole"
     assert torch.equal(Leak.load(tmp_path / "leak").images, before.images)
-    assert names(tmp_path) == ["leak.json", "leak.safetensors", "old.txt"]
+    assert names(tmp_path) == ["leak.safetensors", "old.txt"]
 
 
 def test_the_command_says_it_in_one_line_with_exit_code_1(tmp_path, full, capsys):

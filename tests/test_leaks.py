@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from leaklearn.leaks import Leak, merge
 
@@ -28,7 +29,7 @@ def test_saved_leak_comes_back(tmp_path, labels):
     assert torch.equal(back.bin, leak.bin)
     assert (back.labels is None) == (not labels)
     assert back.meta == leak.meta
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["leak.json", "leak.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["leak.safetensors"]
 
 
 def damage_tensors(path):
@@ -42,23 +43,22 @@ def truncate(path):
     file.write_bytes(file.read_bytes()[:-20])
 
 
-def break_json(path):
-    file = path.with_suffix(".json")
-    file.write_text(file.read_text()[:-9])
-
-
 def other_format(path):
-    file = path.with_suffix(".json")
-    file.write_text(file.read_text().replace('"format": 1', '"format": 7'))
+    file = path.with_suffix(".safetensors")
+    file.write_bytes(file.read_bytes().replace(rb'{\"leak\": 2}', rb'{\"leak\": 7}'))
+
+
+def no_leak(path):
+    save_file({"images": torch.zeros(2)}, path.with_suffix(".safetensors"))
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
         (damage_tensors, "SHA-256"),
-        (truncate, "SHA-256"),
-        (break_json, r"leak\.json is damaged"),
-        (other_format, "format 7"),
+        (truncate, r"leak\.safetensors is damaged"),
+        (other_format, "made with other settings"),
+        (no_leak, r"leak\.safetensors is damaged"),
     ],
 )
 def test_damaged_leak_is_refused(tmp_path, harm, message):
@@ -68,11 +68,8 @@ def test_damaged_leak_is_refused(tmp_path, harm, message):
         Leak.load(tmp_path / "leak")
 
 
-@pytest.mark.parametrize("name", ["leak.json", "leak.safetensors"])
-def test_missing_half_of_a_leak_is_named(tmp_path, name):
-    make().save(tmp_path / "leak")
-    (tmp_path / name).unlink()
-    with pytest.raises(FileNotFoundError, match=name):
+def test_a_missing_leak_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"leak\.safetensors is missing"):
         Leak.load(tmp_path / "leak")
 
 

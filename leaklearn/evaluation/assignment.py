@@ -16,15 +16,8 @@ def pairwise_mse(a: Tensor, b: Tensor) -> Tensor:
     ||x - y||^2 = ||x||^2 + ||y||^2 - 2 x.y loses the digits that two near-exact images share; in float64 what is lost
     is about 1e-16 of the images' mean square, so errors down to some 150 dB PSNR keep their order.
 
-    Parameters
-    ----------
-    a, b
-        (..., R, C, H, W) and (..., N, C, H, W), float in [0, 1] or uint8 (divided by 255); leading axes are batches.
-
-    Returns
-    -------
-    Tensor
-        (..., R, N) float64, in units of squared pixel values of the [0, 1] range.
+    Takes (..., R, C, H, W) and (..., N, C, H, W), float in [0, 1] or uint8 (divided by 255), leading axes being
+    batches; gives (..., R, N) float64, in units of squared pixel values of the [0, 1] range.
     """
     if a.ndim < 4 or a.ndim != b.ndim or a.shape[:-4] != b.shape[:-4] or a.shape[-3:] != b.shape[-3:]:
         raise ValueError(f"images of shape {tuple(a.shape)} cannot be compared with those of {tuple(b.shape)}")
@@ -49,11 +42,7 @@ def assign(reconstructions: Tensor, originals: Tensor) -> tuple[Tensor, Tensor]:
     -------
     rows, columns : Tensor
         (min(R, N),) int64, or (clients, min(R, N)): reconstruction ``rows[i]`` belongs to original ``columns[i]``.
-
-    Raises
-    ------
-    ValueError
-        If the images differ in shape, or one is not finite.
+        ValueError: the images differ in shape, or one is not finite.
     """
     cost = pairwise_mse(reconstructions, originals).cpu().numpy()
     if not np.isfinite(cost).all():
@@ -74,17 +63,8 @@ def match_within(rows: np.ndarray, columns: np.ndarray, mse: np.ndarray, limit: 
     draw a good pair apart. What is beyond the limit need not be known: the problem falls apart into the connected
     components of the graph of good pairs, most of them a single pair, and is solved exactly without the full matrix.
 
-    Parameters
-    ----------
-    rows, columns, mse
-        (E,) the good pairs, each once: reconstruction, original, their mean squared error.
-    limit
-        Largest error of a pair; a ValueError where one is above it.
-
-    Returns
-    -------
-    rows, columns : ndarray
-        (P,) the assigned pairs, each reconstruction and each original at most once.
+    Takes the good pairs, each once: reconstruction, original and mean squared error, (E,) each and none above
+    ``limit``. Gives the assigned ones, (P,) each, with each reconstruction and each original at most once.
     """
     if len(mse) and not mse.max() <= limit:
         raise ValueError(f"a pair's error {mse.max():.3g} is above the limit {limit:.3g}")
@@ -110,4 +90,3 @@ def match_within(rows: np.ndarray, columns: np.ndarray, mse: np.ndarray, limit: 
             kept_rows.append(row_names[local_rows[chosen_rows[real]]])
             kept_columns.append(column_names[local_columns[chosen_columns[real]]])
     return np.concatenate(kept_rows), np.concatenate(kept_columns)
-

@@ -55,8 +55,6 @@ class LeakScore:
         Reconstructions that show an attacked image, but one that a better reconstruction is already assigned to.
     false_positives : int
         Reconstructions that reach the threshold with no attacked image.
-    threshold_db : float
-        PSNR from which on an image counts as leaked.
     """
 
     images: pd.DataFrame
@@ -64,7 +62,6 @@ class LeakScore:
     true_positions: Tensor
     duplicates: int
     false_positives: int
-    threshold_db: float
 
     @property
     def attacked(self) -> int:
@@ -103,7 +100,6 @@ class LeakScore:
             "duplicates": self.duplicates,
             "false_positives": self.false_positives,
             "false_positive_rate": self.false_positive_rate,
-            "threshold_db": self.threshold_db,
         }
 
     def __str__(self) -> str:
@@ -126,23 +122,16 @@ def score(leak: Leak, truth: Truth, threshold_db: float = READABLE_DB, *, with_s
     or drawn twice) is one attacked image: exact copies within a client count once.
 
     Memory beyond leak and truth is that of 2,000 images in float64, or of one client's, whatever the number of clients.
+    ValueError: shapes differ, or a reconstruction is not finite or of a client that the truth does not hold.
 
     Parameters
     ----------
-    leak
-        Has ``images`` (M, C, H, W) float in [0, 1] and ``client`` (M,) int64.
-    truth
-        The attacked images.
+    leak, truth
+        The reconstructions, (M, C, H, W) float in [0, 1], and what was attacked.
     threshold_db
         PSNR from which on a reconstruction shows an image, in dB.
     with_ssim
         Also compute the SSIM of the leaked images, which takes longer than all the rest; NaN without.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, a reconstruction is not finite or names a client that the truth does not hold, or the
-        threshold is not finite.
     """
     if not isfinite(threshold_db):
         raise ValueError(f"threshold_db is {threshold_db}; it must be a finite number of dB")
@@ -173,7 +162,6 @@ def score(leak: Leak, truth: Truth, threshold_db: float = READABLE_DB, *, with_s
         true_positions=torch.from_numpy(shown),
         duplicates=int((shown >= 0).sum()) - len(matched),
         false_positives=int((shown < 0).sum()),
-        threshold_db=threshold_db,
     )
 
 
@@ -184,12 +172,7 @@ def quality(leak: Leak, truth: Truth, *, with_ssim: bool = True) -> pd.DataFrame
     LPIPS), however bad a pair is. An image that a client used twice has two rows, as it has two reconstructions. A
     reconstruction with pixels that are not finite counts as none.
 
-    Parameters
-    ----------
-    leak
-        Has ``images`` (M, C, H, W) float in [0, 1], ``client`` (M,) and ``labels`` (M,) or None.
-    truth, with_ssim
-        As in `score`.
+    Arguments and errors are those of `score`.
 
     Returns
     -------
@@ -198,11 +181,6 @@ def quality(leak: Leak, truth: Truth, *, with_ssim: bool = True) -> pd.DataFrame
         order; ``reconstruction`` (position in the leak, -1 if none); ``label``; ``psnr`` in dB and ``ssim`` (NaN if
         there is no reconstruction); ``label_right`` (bool): whether the reconstruction has the image's label. Among
         poor reconstructions the assignment is close to chance, so that right labels may be found at wrong images.
-
-    Raises
-    ------
-    ValueError
-        If image shapes differ, or the leak names a client that the truth does not hold.
     """
     if leak.images.shape[1:] != truth.images.shape[2:]:
         raise ValueError(
@@ -232,22 +210,11 @@ def quality(leak: Leak, truth: Truth, *, with_ssim: bool = True) -> pd.DataFrame
 def with_blanks(pairs: pd.DataFrame, truth: Truth, public: ImageSet) -> pd.DataFrame:
     """`quality`, and beside each reconstruction what two pictures reach that show nothing of the image (blanks).
 
-    Parameters
-    ----------
-    pairs
-        Of `quality`.
-    truth
-        The attacked images.
-    public
-        Other images of the same kind, such as an attacker has.
-
-    Returns
-    -------
-    DataFrame
-        `pairs` with the columns ``psnr_of_mean_colour``: PSNR in dB of one plain colour, the image's own mean, the best
-        of all plain pictures, which knows that one number of each channel; ``psnr_of_mean_image``: of the mean of the
-        public images, which knows nothing of this image; ``readable`` (bool): `READABLE_DB` or more, and
-        `ABOVE_BLANK_DB` or more above the better blank: what only looks like any image of its kind does not count.
+    The `pairs` of `quality` get the columns ``psnr_of_mean_colour``: PSNR in dB of one plain colour, the image's own
+    mean, the best of all plain pictures, which knows that one number of each channel; ``psnr_of_mean_image``: of the
+    mean of the `public` images, others of the same kind, which knows nothing of this image; ``readable`` (bool):
+    `READABLE_DB` or more, and `ABOVE_BLANK_DB` or more above the better blank: what only looks like any image of its
+    kind does not count.
     """
     images = as_float(truth.images.flatten(0, 1)).cpu()
     plain = images.mean((2, 3), keepdim=True).expand_as(images)
@@ -265,8 +232,7 @@ def label_accuracy(counts: Tensor, truth: Tensor) -> Tensor:
 def _clients_of(leak: Leak, known: set[int]) -> np.ndarray:
     """(M,) the client of each reconstruction, all of them among those known."""
     of_leak = leak.client.cpu().numpy()
-    strangers = sorted(set(of_leak.tolist()) - known)
-    if strangers:
+    if strangers := sorted(set(of_leak.tolist()) - known):
         raise ValueError(
             f"the leak holds images of clients {strangers[:5]}, which the truth does not: score it by its own"
         )

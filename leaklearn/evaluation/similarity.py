@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn import torchvision_compat  # noqa: F401  torchmetrics imports torchvision
+from leaklearn.federated.local import hooked
 from leaklearn.learning.train import as_float, evaluating
 
 CEILING_DB = 150.0
@@ -19,6 +20,9 @@ CEILING_DB = 150.0
 CHUNK = 256
 """Pairs in one call of a metric: SSIM holds some twenty copies of its images."""
 
+FORWARD = 250
+"""Pairs in one forward pass of a network."""
+
 SMALLEST_LENGTH = 1e-10
 """Added to lengths of feature vectors that are divided by."""
 
@@ -26,20 +30,7 @@ SMALLEST_LENGTH = 1e-10
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each pair, 10 log10(1 / MSE) for a data range of 1.
 
-    Parameters
-    ----------
-    a, b
-        (N, C, H, W) float in [0, 1].
-
-    Returns
-    -------
-    Tensor
-        (N,) float32, in dB; at most `CEILING_DB`, which identical images get.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the images are not float.
+    Takes (N, C, H, W) float in [0, 1] each. (N,) float32, in dB; at most `CEILING_DB`, which identical images get.
     """
     return _each(a, b, "peak_signal_noise_ratio", dim=(1, 2, 3)).clamp(max=CEILING_DB)
 
@@ -47,8 +38,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair (Wang et al., 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
 
-    Takes what `psnr` takes, in images of 6 pixels or more each way, and raises as it does. (N,) float32, at most 1,
-    which identical images get.
+    Takes what `psnr` takes, in images of 6 pixels or more each way. (N,) float32, at most 1 for identical images.
     """
     if a.ndim == 4 and min(a.shape[2:]) < 6:
         raise ValueError(
@@ -76,46 +66,28 @@ def _each(a: Tensor, b: Tensor, name: str, **options: object) -> Tensor:
 
 
 @torch.no_grad()
-def network_distances(network: nn.Module, a: Tensor, b: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor]:
+def network_distances(network: nn.Module, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Perceptual and feature distance of each pair, by a network that was trained on clean images of this kind.
 
     The perceptual one is LPIPS' (Zhang et al., CVPR 2018) with this network's convolutions and without learned weights:
     at every pixel of each convolution's output the channels are scaled to length one; the squared distance is averaged
-    over pixels and summed over layers. The feature one is ||f(a) - f(b)|| / ||f(b)||, f the last layer's input.
-
-    Parameters
-    ----------
-    network
-        One of `leaklearn.models`.
-    a, b
-        (N, C, H, W) uint8 or float in [0, 1]: reconstructions and truth.
-    batch_size
-        Pairs in one forward pass.
-
-    Returns
-    -------
-    tuple of Tensor
-        (N,) perceptual and (N,) feature distance, 0 or more.
+    over pixels and summed over layers. The feature one is ||f(a) - f(b)|| / ||f(b)||, f the last layer's input. Takes
+    reconstructions and truth, (N, C, H, W) uint8 or float in [0, 1], and gives (N,) each, 0 or more.
     """
     seen: list[Tensor] = []
-    convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
-    hooks = [layer.register_forward_hook(lambda layer, inputs, output: seen.append(output)) for layer in convolutions]
+    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
     perceptual, feature = [], []
-    try:
-        with evaluating(network):
-            for first, second in zip(a.split(batch_size), b.split(batch_size), strict=True):
-                seen.clear()
-                features = network.features(torch.cat([as_float(first), as_float(second)]))
-                total = torch.zeros(len(first), device=first.device)
-                for output in seen:
-                    x, y = (output / (output.norm(dim=1, keepdim=True) + SMALLEST_LENGTH)).chunk(2)
-                    total += (x - y).square().sum(1).mean((1, 2))
-                perceptual.append(total)
-                x, y = features.chunk(2)
-                feature.append((x - y).norm(dim=1) / y.norm(dim=1).clamp_min(SMALLEST_LENGTH))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with evaluating(network), hooked(network, dict.fromkeys(convolutions, lambda _m, _i, out: seen.append(out))):
+        for first, second in zip(a.split(FORWARD), b.split(FORWARD), strict=True):
+            seen.clear()
+            features = network.features(torch.cat([as_float(first), as_float(second)]))
+            total = torch.zeros(len(first), device=first.device)
+            for output in seen:
+                x, y = (output / (output.norm(dim=1, keepdim=True) + SMALLEST_LENGTH)).chunk(2)
+                total += (x - y).square().sum(1).mean((1, 2))
+            perceptual.append(total)
+            x, y = features.chunk(2)
+            feature.append((x - y).norm(dim=1) / y.norm(dim=1).clamp_min(SMALLEST_LENGTH))
     return torch.cat(perceptual), torch.cat(feature)
 
 

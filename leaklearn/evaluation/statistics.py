@@ -15,17 +15,7 @@ from scipy.stats import t as student
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its confidence interval.
-
-    Attributes
-    ----------
-    mean : float
-        Mean of the measurements, in their unit.
-    low, high : float
-        Ends of the interval; NaN when one measurement cannot tell.
-    n : int
-        Number of measurements.
-    """
+    """Mean of ``n`` measurements in their unit, and the ends of its confidence interval; NaN when one cannot tell."""
 
     mean: float
     low: float
@@ -107,8 +97,7 @@ def interval(
     Raises
     ------
     ValueError
-        Without values, with one that is not finite (a failed run must not vanish in a mean) or beyond the bounds, where
-        ``minus`` has another number of values, or accuracies are not in 0..1.
+        Without values, or with one that is not finite (a failed run must not vanish in a mean) or out of range.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; a coverage lies between 0 and 1, as 0.95")
@@ -160,11 +149,7 @@ def summarise(
     DataFrame
         The ``by`` columns, then ``measure`` (name of the summarised column), ``mean``, ``low``, ``high``, ``n``; a row
         for each group and measure, groups in the order in which they first occur. Without any value the mean is NaN.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, a group mixes test sets of different sizes, and as `interval` does.
+        ValueError: a column is missing, or a group mixes test sets of different sizes.
     """
     by = [by] if isinstance(by, str) else list(by)
     values = [values] if isinstance(values, str) else list(values)
@@ -185,28 +170,12 @@ def summarise(
 
 
 def equivalent(difference: Interval, margin: float) -> str:
-    """Whether two means are alike, by two one-sided tests (Schuirmann, 1987).
+    """Whether two means are alike, by two one-sided tests on their `difference` (Schuirmann, 1987).
 
     Both tests, "the difference is above -margin" and "it is below margin", are passed exactly when the interval lies
-    between the two; each is of level (1 - coverage) / 2, 2.5 % for a 95 % interval.
-
-    Parameters
-    ----------
-    difference
-        Of the two means, with its interval.
-    margin
-        Largest difference that does not matter, above 0, in the difference's unit.
-
-    Returns
-    -------
-    str
-        ``"equivalent"``: the whole interval is within the margin. ``"different"``: all of it is beyond, above or below.
-        ``"open"``: neither, or there is no interval.
-
-    Raises
-    ------
-    ValueError
-        If the margin is not above 0.
+    between the two; each is of level (1 - coverage) / 2, 2.5 % for a 95 % interval. ``"equivalent"``: the whole
+    interval is within the margin; ``"different"``: all of it is beyond, above or below; ``"open"``: neither, or there
+    is no interval. The margin is the largest difference that does not matter, above 0.
     """
     if not margin > 0:
         raise ValueError(f"margin is {margin}; it is the largest difference that does not matter, above 0")

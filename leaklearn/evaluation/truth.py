@@ -20,11 +20,6 @@ class Truth:
         (K, N) int64.
     clients : Tensor
         (K,) int64, the client of each update. One that was attacked in several rounds occurs several times.
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not fit together, or there are no images.
     """
 
     images: Tensor

@@ -25,7 +25,7 @@ def equivalent_size(ladder: pd.DataFrame, accuracy: float) -> float:
     Parameters
     ----------
     ladder
-        Columns images and accuracy (0..1), one row a training or several of one size, which are averaged.
+        Columns images and accuracy (0..1), one row a training, two sizes at least; rows of one size are averaged.
     accuracy
         Of the leak, 0..1.
 
@@ -35,11 +35,6 @@ def equivalent_size(ladder: pd.DataFrame, accuracy: float) -> float:
         Interpolated, straight in log(images), on the ladder made monotone (isotonic regression, Ayer et al. 1955).
         Between 0 images and the smallest rung, which no logarithm reaches, 0: less than that rung is all that is known.
         Infinite above the highest accuracy of the ladder: more than its largest rung.
-
-    Raises
-    ------
-    ValueError
-        For fewer than two sizes, or sizes below 1.
     """
     sizes, heights = _rungs(ladder)
     if accuracy < heights[0]:
@@ -74,11 +69,6 @@ def equivalent_sizes(ladder: pd.DataFrame, leaks: pd.DataFrame) -> Interval:
     Interval
         mean: the size of the mean accuracy on the mean ladder. low 0: not surely better than the smallest rung; high
         infinite: not surely worse than the largest. From a single seed both are NaN.
-
-    Raises
-    ------
-    ValueError
-        If a seed has no ladder, and as `equivalent_size` does.
     """
     strangers = set(leaks["seed"]) - set(ladder["seed"])
     if strangers:

@@ -109,6 +109,8 @@ def federate(
         measuring what an attack on the same round would take. The federation goes on unchanged.
     seed
         Of client sampling, mini-batches and defence.
+
+    Counts are at least 1, and no more clients a round than there are; else a ValueError says which.
     """
     check_count("rounds", rounds)
     check_count("clients_per_round", clients_per_round)
