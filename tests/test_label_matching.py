@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from leaklearn.attacks import Loki, match_labels
+from leaklearn.attacks.catalogue import make
 from leaklearn.attacks.labels.batch_norm import coupling, sent_statistics
 from leaklearn.attacks.labels.bin_scan import observed, scan
 from leaklearn.attacks.labels.class_counts import assign, balance
@@ -22,16 +23,22 @@ from leaklearn.attacks.linear.blocks import LeakyNetwork, with_skip
 from leaklearn.data import load
 from leaklearn.evaluation.leakage import score
 from leaklearn.evaluation.truth import Truth
-from leaklearn.experiments.setting import Setting
+from leaklearn.experiments.rounds import Round
 from leaklearn.federated import FedAvg, FedSGD, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.leaks import Leak, merge
 from leaklearn.models import build
 
 
+def one_round(attack, *, clients, images=64, fc_factor=4.0, local_steps=0, lr=0.01, secure=False):
+    """FedSGD, or FedAvg with local steps."""
+    protocol = FedAvg(images // local_steps, local_steps, lr) if local_steps else FedSGD(images)
+    return Round(make(attack, fc_factor=fc_factor, images_per_client=images), protocol, clients, secure)
+
+
 def attacked(setting, data, *, norm="batch", skip=True, width=8, seed=0, dtype=torch.float32):
     """Payload, updates, leak and its true labels."""
-    clients = make_clients(data, max(setting.clients, len(data) // setting.images_per_client), seed=seed)
-    attack, protocol = setting.make_attack(), setting.make_protocol()
+    clients = make_clients(data, max(setting.clients, len(data) // setting.images), seed=seed)
+    attack, protocol = setting.attack, setting.protocol
     payload = attack.payload(build("convnet", data, norm=norm, width=width, seed=seed), data)
     payload = with_skip(payload) if skip else payload
     group = clients[: setting.clients]
@@ -57,12 +64,12 @@ def mnist():
 @pytest.fixture(scope="module")
 def four():
     """Four clients of 64 real images, one FedSGD step, batch norm in train mode."""
-    return attacked(Setting("robbing_the_fed", clients=4), load("mnist5k").train, width=32)
+    return attacked(one_round("robbing_the_fed", clients=4), load("mnist5k").train, width=32)
 
 
 def test_every_candidate_is_what_autograd_gives(mnist):
     """Without batch norm an image's slope is that of its own loss, for any label."""
-    setting = Setting("robbing_the_fed_bounded", clients=1, images_per_client=16)
+    setting = one_round("robbing_the_fed_bounded", clients=1, images=16)
     for skip in (False, True):
         payload, updates, leak, _ = attacked(setting, mnist, norm="group", skip=skip, dtype=torch.float64)
         leaked = by_client(payload, updates, leak)
@@ -83,7 +90,7 @@ def test_every_candidate_is_what_autograd_gives(mnist):
 @pytest.mark.parametrize("skip", [False, True])
 def test_batch_norm_in_train_mode_is_seen_through(mnist, skip):
     """The whole batch's autograd is what the clients answer; each image is replayed without the others."""
-    setting = Setting("robbing_the_fed_bounded", clients=2, images_per_client=16)
+    setting = one_round("robbing_the_fed_bounded", clients=2, images=16)
     payload, updates, leak, truth = attacked(setting, mnist, skip=skip, dtype=torch.float64)
     assert len(leak) < 32
     leaked = by_client(payload, updates, leak)
@@ -298,8 +305,8 @@ def test_restored_counts(four):
 def test_fedavg_of_one_step_is_fedsgd(mnist):
     """In double precision; in single, the change of a narrow bin's large weights is rounded (notebook 02)."""
     double = {"norm": "batch", "width": 16, "dtype": torch.float64}
-    payload, updates, leak, truth = attacked(Setting("robbing_the_fed_bounded", clients=2), mnist, **double)
-    step = Setting("robbing_the_fed_bounded", "fedavg", clients=2, lr=0.5)
+    payload, updates, leak, truth = attacked(one_round("robbing_the_fed_bounded", clients=2), mnist, **double)
+    step = one_round("robbing_the_fed_bounded", clients=2, local_steps=1, lr=0.5)
     other, change, _, _ = attacked(step, mnist, **double)
     for method in ("regression", "bin_scan"):
         by_gradient = match_labels(payload, updates, leak, method=method)
@@ -313,7 +320,7 @@ def test_fedavg_with_local_steps(mnist):
     """To first order in the local learning rate: what is right at a small one fails at a large one, and says so."""
     found = {}
     for lr in (0.002, 0.1):
-        payload, updates, leak, truth = attacked(Setting("loki", "fedavg", clients=4, local_steps=8, lr=lr), mnist)
+        payload, updates, leak, truth = attacked(one_round("loki", clients=4, local_steps=8, lr=lr), mnist)
         matched = match_labels(payload, updates, leak)
         found[lr] = right(matched, truth), matched.label_confidence.mean().item()
     assert found[0.002][0] > 0.9
@@ -344,21 +351,21 @@ def test_scaled_features_keep_the_network_still(mnist):
 
 def test_secure_aggregation(mnist):
     """The last layer is summed over clients, LOKI's columns are each client's own."""
-    setting = Setting("loki", clients=6, images_per_client=32, secure=True)
+    setting = one_round("loki", clients=6, images=32, secure=True)
     payload, updates, leak, truth = attacked(setting, mnist, norm="none")
     assert len(updates.tensors["head.weight" if "head.weight" in updates.tensors else "network.head.weight"]) == 1
     assert leak.client.unique().tolist() == [0, 1, 2, 3, 4, 5]
     for method in ("bin_scan", "combined"):
         assert right(match_labels(payload, updates, leak, method=method), truth) > 0.97
     # Robbing the Fed sees one sum, and all its images are those of one large client.
-    setting = Setting("robbing_the_fed", clients=4, images_per_client=16, fc_factor=16.0, secure=True)
+    setting = one_round("robbing_the_fed", clients=4, images=16, fc_factor=16.0, secure=True)
     payload, updates, leak, truth = attacked(setting, mnist, norm="none")
     assert leak.client.unique().tolist() == [-1]
     assert right(match_labels(payload, updates, leak), truth) > 0.97
 
 
 def test_skip_leaks_the_same_images(mnist):
-    setting = Setting("robbing_the_fed", clients=2)
+    setting = one_round("robbing_the_fed", clients=2)
     plain, skipped = (attacked(setting, mnist, skip=skip)[2] for skip in (False, True))
     assert len(plain) == len(skipped)
     torch.testing.assert_close(plain.images, skipped.images, atol=1e-3, rtol=0)

@@ -1,5 +1,6 @@
 """The measurements of notebook 02: rounds beside closed forms, clients that return, an honest layer, its explorer."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,7 @@ from leaklearn.evaluation.closed_forms import expected_in_bins, expected_leak_ra
 from leaklearn.experiments import linear_layer_leakage as leakage
 from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.linear_layer_leakage import ReturningClients
-from leaklearn.experiments.rounds import Round
+from leaklearn.experiments.rounds import Round, local_protocol
 from leaklearn.federated import FedAvg, FedSGD
 from leaklearn.report.tables import check_keys
 
@@ -48,6 +49,36 @@ def test_rounds_have_a_row_for_each_setting_and_seed(bench):
     assert table.loc[table["protocol"] != "fedsgd+secagg", "standard_error"].between(0, 0.3).all()
     again = leakage.measure_rounds(bench, rounds)
     assert table.drop(columns="seconds").equals(again.drop(columns="seconds"))
+
+
+def test_closed_forms_of_rounds():
+    one, several = FedSGD(64), FedAvg(8, 8, 0.01)
+    assert Round(RobbingTheFed(4.0), one).expected_leak_rate == pytest.approx((1 - 1 / 256) ** 63)
+    crowd = Round(RobbingTheFed(4.0), one, clients=10, secure=True)
+    assert crowd.expected_leak_rate == pytest.approx((1 - 1 / 256) ** 639)
+    assert Round(Loki(4.0), one, clients=10, secure=True).expected_leak_rate == pytest.approx((1 - 1 / 256) ** 63)
+    assert Round(Loki(4.0), several).expected_leak_rate == pytest.approx(0.874, abs=5e-4)
+    assert math.isnan(Round(TrapWeights(4.0), one).expected_leak_rate)
+    assert math.isnan(Round(RobbingTheFed(4.0, activation="bounded"), several).expected_leak_rate)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "message"),
+    [
+        (lambda: local_protocol(64, 7, 0.01), "64 images cannot be cut into 7"),
+        (lambda: local_protocol(64, 8, 0.0), "lr is 0.0"),
+        (lambda: local_protocol(64, 8, 0.01, local_epochs=0), "local_epochs is 0"),
+        (lambda: Loki(0.0), "fc_factor is 0.0"),
+    ],
+)
+def test_bad_rounds_are_refused(make_it, message):
+    with pytest.raises(ValueError, match=message):
+        make_it()
+
+
+def test_more_clients_than_there_are_are_refused(bench):
+    with pytest.raises(ValueError, match="5 clients are to be attacked, but there are 3"):
+        Round(Loki(4.0), FedSGD(64), clients=5).run(bench, 0, bench.clients(3, 64, 0))
 
 
 def test_random_rows_are_drawn_anew_for_each_seed(bench):
