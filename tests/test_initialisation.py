@@ -10,7 +10,7 @@ from tiny import image_set
 from leaklearn.data.images import Dataset
 from leaklearn.experiments import federated_initialisation, rounds
 from leaklearn.experiments.bench import Bench
-from leaklearn.experiments.federated_initialisation import Tuning, compare_starts, fine_tune, gains, held_back
+from leaklearn.experiments.federated_initialisation import compare_starts, fine_tune, gains, held_back
 from leaklearn.experiments.rounds import FederationPlan, Round
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
@@ -33,15 +33,15 @@ def trained():
     return train(start, image_set(64), test=image_set(40, seed=1), recipe=replace(RECIPE, steps=80)).model
 
 
-def tune(model, leak, tuning, test, new=None):
+def tune(model, leak, rates, steps, test, new=None):
     new = torch.ones(len(leak), dtype=torch.bool) if new is None else new
-    return fine_tune(Bench(Dataset(image_set(64), test), recipe=RECIPE), model, leak, tuning, new, seed=0)
+    return fine_tune(Bench(Dataset(image_set(64), test), recipe=RECIPE), model, leak, rates, steps, new, seed=0)
 
 
 def test_among_equals_the_choice_that_changes_least_is_taken(trained):
     test, leak = image_set(40, seed=1), leak_of(image_set(12, seed=2))
     assert evaluate(trained, leak) == 1.0  # and it stays so at rates this small, whatever is frozen
-    accuracy, chosen = tune(trained, leak, Tuning(rates=(2e-9, 1e-9), steps=3), test)
+    accuracy, chosen = tune(trained, leak, (2e-9, 1e-9), 3, test)
     assert chosen == {"lr": 1e-9, "freeze": "body"}
     assert abs(accuracy - evaluate(trained, test)) < 0.1
 
@@ -58,12 +58,11 @@ def test_the_choice_is_made_on_the_leak_alone_and_the_winner_sees_all_of_it(trai
         return real(model, data, **options)
 
     monkeypatch.setattr(federated_initialisation, "train", spy)
-    _, chosen = tune(blank, leak, Tuning(rates=(1e-6, 0.1), validation=0.25, judged=5, steps=30), test)
+    _, chosen = tune(blank, leak, (1e-6, 0.1), 30, test)
     *tried, last = seen
-    assert [(size, rate, frozen) for size, _, rate, frozen in tried] == [
-        (15, 1e-6, True), (15, 1e-6, False), (15, 0.1, True), (15, 0.1, False)
-    ]  # fmt: skip
-    assert all(len(held) == 5 and held is not test for _, held, *_ in tried)
+    candidates = [(1e-6, True), (1e-6, False), (0.1, True), (0.1, False)]
+    assert [(size, rate, frozen) for size, _, rate, frozen in tried] == [(10, *c) for c in candidates for _ in range(2)]
+    assert all(len(held) == 10 and held is not test for _, held, *_ in tried)
     assert last[0] == 20
     assert last[1] is test
     assert chosen["lr"] == 0.1
@@ -81,20 +80,21 @@ def test_validation_is_on_what_the_model_has_not_seen(trained, monkeypatch):
 
     monkeypatch.setattr(federated_initialisation, "train", spy)
     blank, new = build("convnet", test, width=4, seed=5), torch.arange(20) >= 16
-    tune(blank, leak, Tuning(rates=(0.1,), freeze=("nothing",), validation=0.5, steps=20), test, new)
+    tune(blank, leak, (0.1,), 20, test, new)
     *tried, last = seen
-    assert [held.client.tolist() for _, held in tried] == [[16, 17], [18, 19]]  # half of the new, then the other half
-    assert [learned for learned, _ in tried] == [[*range(16), 18, 19], list(range(18))]
+    # Half of the new, then the other half; once with a frozen body, once without.
+    assert [held.client.tolist() for _, held in tried] == [[16, 17], [18, 19]] * 2
+    assert [learned for learned, _ in tried] == [[*range(16), 18, 19], list(range(18))] * 2
     assert last[0] == list(range(20))
 
 
 def test_parts_that_judge():
     new = torch.arange(100) >= 40
-    parts = held_back(new, Tuning(validation=0.3, judged=30))
+    parts = held_back(new, 0.3, 30)
     assert [part.tolist() for part in parts] == [list(range(40, 58)), list(range(58, 76))]
-    assert len(held_back(new, Tuning(validation=0.3, judged=500))) == 3  # all have judged that fill a part
-    assert len(held_back(new, Tuning(validation=0.3, judged=1))) == 1
-    (one,) = held_back(torch.ones(2, dtype=torch.bool), Tuning(validation=0.9, judged=1))
+    assert len(held_back(new, 0.3, 500)) == 3  # all have judged that fill a part
+    assert len(held_back(new, 0.3, 1)) == 1
+    (one,) = held_back(torch.ones(2, dtype=torch.bool), 0.9, 1)
     assert len(one) == 1  # something is left to learn from
 
 
@@ -108,7 +108,7 @@ def test_newcomers_leak_but_do_not_train(monkeypatch):
 
     monkeypatch.setattr(rounds, "federate", spy)
     plan = FederationPlan(clients=8, images_per_client=16, clients_per_round=4, rounds=2, local_steps=2)
-    options = {"fc_factor": 4.0, "tuning": Tuning(rates=(0.05,), freeze=("nothing",), steps=5)}
+    options = {"fc_factor": 4.0, "tuning_rates": [0.05], "tuning_steps": 5}
     bench = Bench(data, width=4, recipe=RECIPE, progress=False)
     compare_starts(bench, plan, leaked_images=[20], newcomers=3, **options)
     assert trained_on == [[0, 1, 2, 3, 4]]
@@ -119,7 +119,7 @@ def test_newcomers_leak_but_do_not_train(monkeypatch):
 def test_comparison_has_each_start_at_each_size():
     data = Dataset(image_set(200), image_set(40, seed=1))
     plan = FederationPlan(clients=8, images_per_client=16, clients_per_round=4, rounds=4, local_steps=2)
-    options = {"fc_factor": 4.0, "tuning": Tuning(rates=(0.05,), freeze=("nothing",), steps=5)}
+    options = {"fc_factor": 4.0, "tuning_rates": [0.05], "tuning_steps": 5}
     bench = Bench(data, width=4, recipe=RECIPE, seeds=[0, 1], progress=False)
     table = compare_starts(bench, plan, leaked_images=[30, 10], partly_rounds=1, **options)
     keys = table[["seed", "start", "leaked_images"]].apply(tuple, axis=1)
@@ -139,6 +139,9 @@ def test_comparison_has_each_start_at_each_size():
         ({"leaked_images": [1]}, "at least two images"),
         ({"leaked_images": []}, "at least two images"),
         ({"partly_rounds": 60}, "must be below"),
+        ({"tuning_rates": []}, "rates above 0"),
+        ({"tuning_rates": [0.1, 0.0]}, "rates above 0"),
+        ({"tuning_steps": 0}, "at least one step"),
         ({"leaked_images": [33]}, "no more than the 32 attacked"),
         ({"plan": FederationPlan(clients=400)}, "take fewer clients"),
     ],
@@ -149,22 +152,7 @@ def test_bad_settings_are_refused_before_any_work(changes, message, monkeypatch)
     small = FederationPlan(clients=4, images_per_client=8, clients_per_round=4)
     arguments = {"plan": small, "leaked_images": [5], **changes}
     with pytest.raises(ValueError, match=message):
-        compare_starts(bench, fc_factor=4.0, tuning=Tuning(), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"rates": ()}, "rates"),
-        ({"freeze": ("head",)}, "freeze"),
-        ({"validation": 1}, "share"),
-        ({"judged": 0}, "judged"),
-        ({"steps": 0}, "steps"),
-    ],
-)
-def test_bad_tuning(changes, message):
-    with pytest.raises(ValueError, match=message):
-        Tuning(**changes)
+        compare_starts(bench, **{"fc_factor": 4.0, "tuning_rates": [0.1], "tuning_steps": 5, **arguments})
 
 
 def starts(tuned, scratch, itself=0.90, seeds=3, scatter=0.002):

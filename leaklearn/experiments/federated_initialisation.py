@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, nan
 from time import perf_counter
 
@@ -22,44 +22,15 @@ from leaklearn.leaks import Leak
 from leaklearn.learning import evaluate, train
 
 FROZEN = ("nothing", "body")
+"""What may be left as it is in fine-tuning: nothing, or the body, all but the last layer."""
 
+HELD_BACK = 0.5
+"""Share of the leak (of what is new in it) that is held back from a candidate's training and judges it; the chosen
+candidate is then trained on all of the leak."""
 
-@dataclass(frozen=True)
-class Tuning:
-    """How the federated model is fine-tuned; what is best is chosen on a part of the leak itself.
-
-    Attributes
-    ----------
-    rates : tuple of float
-        Peak learning rates that are tried.
-    freeze : tuple of str
-        What is left as it is: ``"nothing"``, or ``"body"``, all but the last layer.
-    validation : float
-        Share, 0..1, of the leak (of what is new in it) that is held back from a candidate's training and judges it; the
-        chosen candidate is then trained on all of the leak.
-    judged : int
-        Small leaks hold back several such shares in turn, each from a training of its own, until so many images have
-        judged a candidate or all have: a handful tells nothing.
-    steps : int
-        Batches of each training.
-    """
-
-    rates: tuple[float, ...] = (0.03, 0.1)
-    freeze: tuple[str, ...] = FROZEN
-    validation: float = 0.5
-    judged: int = 150
-    steps: int = 120
-
-    def __post_init__(self) -> None:
-        if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"rates are {self.rates}; at least one learning rate above 0 is needed")
-        if not self.freeze or not set(self.freeze) <= set(FROZEN):
-            raise ValueError(f"freeze is {self.freeze}; choose from {', '.join(FROZEN)}")
-        if not 0 < self.validation < 1:
-            raise ValueError(f"validation is {self.validation}; it is a share of the leak, between 0 and 1")
-        for name in ("judged", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1")
+JUDGES = 150
+"""Small leaks hold back several such shares in turn, each from a training of its own, until so many images have judged
+a candidate or all have: a handful tells nothing."""
 
 
 def compare_starts(
@@ -68,7 +39,8 @@ def compare_starts(
     *,
     fc_factor: float,
     leaked_images: Sequence[int],
-    tuning: Tuning,
+    tuning_rates: Sequence[float],
+    tuning_steps: int,
     newcomers: int = 0,
     partly_rounds: int = 0,
 ) -> pd.DataFrame:
@@ -84,8 +56,9 @@ def compare_starts(
         Neurons of the malicious layer per image of a client.
     leaked_images
         Sizes of the leak, with true labels; larger ones contain the smaller.
-    tuning
-        Of the federated model.
+    tuning_rates, tuning_steps
+        Of the federated model: peak learning rates that are tried, and batches of each training. Rate, and what is
+        frozen, are chosen on held-back parts of the leak.
     newcomers
         How many of the clients take part in the attacked round only. What they leak is new to the federated model, so
         that fine-tuning can be judged on it: on images that a model has learned from, no change looks like a gain. 0:
@@ -102,8 +75,8 @@ def compare_starts(
     Raises
     ------
     ValueError
-        For sizes below 2, or too few images or clients, before anything is computed; for a leak smaller than asked
-        before any training.
+        For sizes below 2, rates or steps out of range, or too few images or clients, before anything is computed; for
+        a leak smaller than asked before any training.
     """
     most = plan.clients * plan.images_per_client
     if not leaked_images or min(leaked_images) < 2 or max(leaked_images) > most:
@@ -111,6 +84,8 @@ def compare_starts(
             f"leaked_images is {list(leaked_images)}; at least two images are needed, one to validate on, and no more "
             f"than the {most} attacked"
         )
+    if not tuning_rates or min(tuning_rates) <= 0 or tuning_steps < 1:
+        raise ValueError(f"fine-tuning needs rates above 0 and at least one step, not {tuning_rates}, {tuning_steps}")
     if not 0 <= partly_rounds < plan.rounds:
         raise ValueError(f"partly_rounds is {partly_rounds}; it must be below the federation's {plan.rounds} rounds")
     first_new = plan.clients - newcomers
@@ -147,7 +122,7 @@ def compare_starts(
             row("scratch", count, bench.worth(part, seed), begin)
             for name, start in starts.items():
                 begin = perf_counter()
-                accuracy, chosen = fine_tune(bench, start, part, tuning, new, seed)
+                accuracy, chosen = fine_tune(bench, start, part, tuning_rates, tuning_steps, new, seed)
                 row(name, count, accuracy, begin, **chosen)
         return rows
 
@@ -155,46 +130,39 @@ def compare_starts(
 
 
 def fine_tune(
-    bench: Bench, model: nn.Module, leak: Leak, tuning: Tuning, new: Tensor, seed: int
+    bench: Bench, model: nn.Module, leak: Leak, rates: Sequence[float], steps: int, new: Tensor, seed: int
 ) -> tuple[float, dict[str, object]]:
     """Choose learning rate and freezing on held-back parts of the leak, train on all of it; test accuracy, the choice.
 
     The parts are taken from the images marked in `new` (N,), which the model has not learned from; without any, from
     all. What is not held back is trained on, new or not. Among equals the lowest rate that changes least is taken.
     """
-    parts = held_back(new if new.any() else ~new, tuning)
-    candidates = [(rate, frozen) for frozen in reversed(FROZEN) if frozen in tuning.freeze for rate in tuning.rates]
-    best, chosen = -1.0, candidates[0]
-    for rate, frozen in sorted(candidates):
+
+    def tuned(leak: Leak, test: ImageSet | Leak, rate: float, frozen: str) -> float:
+        start = deepcopy(model)
+        for name, parameter in start.named_parameters():
+            parameter.requires_grad_(frozen == "nothing" or name.startswith("head."))
+        recipe = replace(bench.recipe, lr=rate, steps=steps)
+        options = {"test": test, "info": bench.data.info, "device": bench.device, "evaluate_every": 0}
+        return train(start, leak, recipe=recipe, seed=seed, **options).accuracy
+
+    best, chosen = -1.0, (rates[0], FROZEN[0])
+    for candidate in sorted((rate, frozen) for rate in rates for frozen in FROZEN):
         right = 0.0
-        for part in parts:
+        for part in held_back(new if new.any() else ~new):
             learn = torch.ones(len(leak), dtype=torch.bool).index_fill(0, part, False)
-            right += len(part) * _tuned(bench, model, leak[learn], leak[part], rate, frozen, tuning.steps, seed)
+            right += len(part) * tuned(leak[learn], leak[part], *candidate)
         if right > best + 0.5:  # images, so that rounding makes no difference
-            best, chosen = right, (rate, frozen)
-    accuracy = _tuned(bench, model, leak, bench.data.test, *chosen, tuning.steps, seed)
-    return accuracy, {"lr": chosen[0], "freeze": chosen[1]}
+            best, chosen = right, candidate
+    return tuned(leak, bench.data.test, *chosen), {"lr": chosen[0], "freeze": chosen[1]}
 
 
-def held_back(new: Tensor, tuning: Tuning) -> list[Tensor]:
+def held_back(new: Tensor, share: float = HELD_BACK, judges: int = JUDGES) -> list[Tensor]:
     """Positions of the parts that judge a candidate, none in two of them; `new` (N,) bool marks what may be taken."""
     pool = new.nonzero().flatten()
-    size = min(max(1, round(tuning.validation * len(pool))), len(new) - 1)
-    count = max(1, min(ceil(tuning.judged / size), len(pool) // size))
+    size = min(max(1, round(share * len(pool))), len(new) - 1)
+    count = max(1, min(ceil(judges / size), len(pool) // size))
     return list(pool.split(size)[:count])
-
-
-def _tuned(
-    bench: Bench, model: nn.Module, leak: Leak, test: ImageSet | Leak, rate: float, frozen: str, steps: int, seed: int
-) -> float:
-    """Accuracy on `test` of the model fine-tuned on a leak."""
-    start = deepcopy(model)
-    if frozen == "body":
-        for name, parameter in start.named_parameters():
-            parameter.requires_grad_(name.startswith("head."))
-    recipe = replace(bench.recipe, lr=rate, steps=steps)
-    options = {"test": test, "info": bench.data.info, "device": bench.device, "evaluate_every": 0}
-    return train(start, leak, recipe=recipe, seed=seed, **options).accuracy
 
 
 def gains(initialisation: pd.DataFrame) -> pd.DataFrame:

@@ -65,7 +65,8 @@ def worth_chart(worth: pd.DataFrame, ladder: pd.DataFrame) -> Figure:
         reach = [(mean - low).fillna(0), (high - mean).fillna(0)]
         places = [BINS.index(group) for group in rows["group"]]
         ax.errorbar(places, mean, yerr=reach, fmt="o", color=colour("psnr"), label="worth, with its 95 % interval")
-        for end, beyond, arrow in ((least, rows["low"] <= 0, "v"), (most, rows["high"] > most, "^")):
+        ends = rows[["equivalent_images", "low", "high"]]
+        for end, beyond, arrow in ((least, ends.min(axis=1) <= 0, "v"), (most, ends.max(axis=1) > most, "^")):
             out = [place for place, open_ended in zip(places, beyond, strict=True) if open_ended]
             ax.plot(out, [end] * len(out), arrow, color=colour("psnr"))
         ax.axhline(rows["images"].mean(), color="0.25", linestyle="--", label="number of reconstructions in each bin")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, equivalent, interval
@@ -155,17 +157,18 @@ def _help(dataset: str, groups: pd.DataFrame, added: pd.DataFrame) -> Finding:
 def _ranks(dataset: str, frame: pd.DataFrame) -> Finding:
     detail = "PSNR and SSIM rank usefulness badly"
     table = rank_correlations(frame)
-    ranks = {str(name): over(rows["correlation"]) for name, rows in table.groupby("measure", sort=False)}
-    judged = [ranks[name] for name in ("psnr", "ssim") if name in ranks and ranks[name].n]
-    if len(judged) < 2:
+    values = {str(name): rows["correlation"].dropna() for name, rows in table.groupby("measure", sort=False)}
+    ranks = {name: interval(each, bounds=(-1.0, 1.0)) for name, each in values.items() if len(each)}
+    if not {"psnr", "ssim"} <= set(ranks):
         return Finding(dataset, NOT_RUN, "fewer than three groups within the 1 dB bins", detail=detail)
-    best, reach = max(judged, key=lambda rank: rank.mean), ranks["reach"]
+    judged, reach = [ranks["psnr"], ranks["ssim"]], ranks.get("reach", Interval(nan, nan, nan, 0))
+    best = max(judged, key=lambda rank: rank.mean)
     if any(rank.mean >= WELL for rank in judged):
         verdict = NOT_REPRODUCED
     else:
         told = all(rank.high < WELL for rank in judged) and reach.mean >= WELL
         verdict = REPRODUCED if told and best.n >= SEEDS else PARTLY
-    told = ", ".join(f"{name} {rank.mean:.2f}" for name, rank in ranks.items() if name != "reach" and rank.n)
+    told = ", ".join(f"{name} {rank.mean:.2f}" for name, rank in ranks.items() if name != "reach")
     why = f"rank correlation with the accuracy of {table['groups'].mean():.0f} groups of {table['lowest_db'].min():.1f}"
     why += f" to {table['highest_db'].max():.1f} dB: {told} (badly: below {WELL:g})"
     why += f"; within reach {reach.mean:.2f}" if reach.n else ""
