@@ -3,21 +3,80 @@
 `tests/parameters/<notebook>.yaml` has `tiny` (sizes that all runs share) and `changes` (for each parameter a value that
 differs from it). A run may end in one way only: all cells run, checks that were not run say so. `make test` runs those
 that are quick; `make test-parameters` runs all (their YAML file marks the others under `slow`).
+
+Three things are as small as they can be: figures are drawn once, coarsely; 400 test images stand for mnist5k's 1,000;
+and `cifar10` is digits in colour, so that a data set of the paper can be named where there are no files of it.
 """
 
+import os
 import shutil
+import warnings
+from dataclasses import replace
+from functools import lru_cache
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
+from matplotlib.figure import Figure
 
+import leaklearn as ll
 from leaklearn import parameters
+from leaklearn.data import catalogue, readers
 from leaklearn.files import REPOSITORY
 
-PRESET = "parameters-test"
+PRESET = f"parameters-test-{os.getpid()}"
 FOLDER = REPOSITORY.root / "tests" / "parameters"
 NOTEBOOKS = REPOSITORY.notebook_names()
+TEST_IMAGES = 400
+
+
+class Coloured:
+    """Reads, wherever it is asked to, mnist5k in CIFAR-10's format: 32x32, three channels of which one is dark."""
+
+    def missing(self, folder):
+        return []
+
+    def read(self, folder):
+        return [self.dye(split) for split in digits()]
+
+    @staticmethod
+    def dye(split):
+        grey = np.pad(split.pixels(np.arange(len(split.labels))), ((0, 0), (0, 0), (2, 2), (2, 2)))
+        images = np.repeat(grey, 3, axis=1)
+        images[np.arange(len(images)), split.labels % 3] //= 2
+        return readers.Split(split.labels, images.__getitem__)
+
+
+@lru_cache
+def digits():
+    return readers.read_mnist5k(readers.mnist5k_file())
+
+
+def draw_once(figure, file, **options):
+    """`Figure.savefig` without what takes longest: the PDF's fonts, and drawing twice for a tight frame."""
+    if options.get("format") != "pdf":
+        with plt.rc_context({"savefig.bbox": None}):
+            figure.canvas.print_figure(file, format="png", dpi=30)
+
+
+@pytest.fixture
+def lean(monkeypatch, tmp_path):
+    """Small data, coarse figures, nothing left behind."""
+    plt.switch_backend("agg")
+    whole, cifar10 = digits(), replace(catalogue.CATALOGUE["cifar10"], reader=Coloured())
+    monkeypatch.setattr(catalogue, "CATALOGUE", {**catalogue.CATALOGUE, "cifar10": cifar10})
+    monkeypatch.setattr(readers, "read_mnist5k", lambda file: whole)
+    monkeypatch.setitem(ll.load.__kwdefaults__, "test_size", TEST_IMAGES)
+    monkeypatch.setattr(Figure, "savefig", draw_once)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setenv(catalogue.VARIABLE, str(tmp_path))
+    yield
+    shutil.rmtree(REPOSITORY.outputs / PRESET, ignore_errors=True)
 
 
 def told(notebook):
@@ -34,40 +93,44 @@ def cases():
             yield pytest.param(notebook, {name: value}, id=f"{notebook[:2]}-{name}", marks=marks)
 
 
-@pytest.fixture
-def folder():
-    yield
-    plt.close("all")
-    shutil.rmtree(REPOSITORY.outputs / PRESET, ignore_errors=True)
-
-
 def run(notebook, values):
-    """Execute a notebook's cells one after another in this process, as papermill would with these parameters."""
+    """Execute a notebook's cells one after another in this process, as papermill would with these parameters.
+
+    What it changes of the process (style, tables' look, threads, environment) is as before afterwards.
+    """
     namespace = {"__name__": "__main__"}
-    for cell in nbformat.read(REPOSITORY.notebook(notebook), as_version=4).cells:
-        if cell.cell_type != "code":
-            continue
-        lines = [line for line in cell.source.splitlines() if not line.startswith(("%", "!"))]
-        exec(compile("\n".join(lines), f"{notebook}, cell {cell.get('id', '')}", "exec"), namespace)
-        if "parameters" in cell.metadata.get("tags", []):
-            namespace |= values
+    threads, width = torch.get_num_threads(), pd.get_option("display.max_colwidth")
+    try:
+        with mock.patch.dict(os.environ), plt.rc_context(), warnings.catch_warnings():
+            for cell in nbformat.read(REPOSITORY.notebook(notebook), as_version=4).cells:
+                if cell.cell_type != "code":
+                    continue
+                lines = [line for line in cell.source.splitlines() if not line.startswith(("%", "!"))]
+                exec(compile("\n".join(lines), f"{notebook}, cell {cell.get('id', '')}", "exec"), namespace)
+                if "parameters" in cell.metadata.get("tags", []):
+                    namespace |= values
+    finally:
+        plt.close("all")
+        torch.set_num_threads(threads)
+        pd.set_option("display.max_colwidth", width)
     return namespace
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_every_parameter_is_changed_once(notebook):
-    declared = set(parameters.read(REPOSITORY.notebook(notebook))) - {"preset", "device"}
+    declared = parameters.read(REPOSITORY.notebook(notebook))
+    free = set(declared) - {"preset", "device"}
     about = told(notebook)
-    assert set(about.get("changes", {})) == declared, f"tests/parameters/{notebook}.yaml does not fit the parameters"
+    assert set(about.get("changes", {})) == free, f"tests/parameters/{notebook}.yaml does not fit the parameters"
     for name, value in about.get("changes", {}).items():
-        assert value != about.get("tiny", {}).get(name), f"{name} is not changed"
-    assert set(about.get("tiny", {})) <= declared
+        assert value != about.get("tiny", {}).get(name, declared[name].default), f"{name} is not changed"
+        assert type(value) is type(declared[name].default), f"{name} is of another type"
+    assert set(about.get("tiny", {})) <= free
+    assert about.get("slow", []) == "all" or set(about.get("slow", [])) <= free
 
 
 @pytest.mark.parametrize(("notebook", "change"), list(cases()))
-def test_a_changed_parameter_does_not_lose_the_results(notebook, change, folder, monkeypatch):
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    plt.switch_backend("agg")
+def test_a_changed_parameter_does_not_lose_the_results(notebook, change, lean):
     run(notebook, {**told(notebook).get("tiny", {}), **change, "preset": PRESET})
     results = REPOSITORY.results(PRESET, notebook)
     assert (results / "provenance.json").is_file()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from leaklearn.attacks.linear.base import LinearLeakage
+from leaklearn.attacks.linear.verification import verify
 from leaklearn.evaluation import Truth
 from leaklearn.evaluation.similarity import psnr
 from leaklearn.federated import Payload, Updates
@@ -75,7 +76,9 @@ def dissect(attack: LinearLeakage, payload: Payload, updates: Updates, truth: Tr
     row = slice(client, client + 1)
     own_bias = bias[row] if len(bias) == len(weight) else None
     candidates = attack.candidates(payload, weight[row], own_bias, updates.kind == "delta")
-    verdict = attack.judge(payload, candidates)
+    there, neuron = bins.to(candidates.images), candidates.neuron
+    edges = there.vector, there.low[neuron], there.high[neuron]
+    verdict = verify(candidates.images, *edges, candidates.noise, eight_bit=attack.eight_bit)
 
     images = truth.images[client]
     order = bins.measure(images).argsort()
