@@ -159,6 +159,7 @@ def test_what_a_killed_run_left_is_removed_but_not_what_a_running_one_has(paths)
         ("00_frist", VALUES, "did you mean '00_first'"),
         ("00_first", {"preset": "laptop"}, "run the parameters cell"),
         ("00_first", {**VALUES, "preset": "../x"}, "name of a file"),
+        ("00_first", {**VALUES, "seeds": [3, 4, 3]}, "each value once"),
     ],
 )
 def test_a_wrong_start_is_refused(paths, notebook, values, expected):

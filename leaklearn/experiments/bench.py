@@ -125,6 +125,10 @@ class Bench:
     norm: str | None = None
     activation: str | None = None
 
+    def __post_init__(self) -> None:
+        if not len(self.seeds):
+            raise ValueError("seeds is empty; give at least one, such as 0")
+
     def network(self, seed: int) -> Network:
         """The network that is trained, untrained."""
         look = {"width": self.width, "norm": self.norm, "activation": self.activation}

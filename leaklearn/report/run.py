@@ -48,7 +48,8 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     Raises
     ------
     ValueError
-        If there is no such notebook, a parameter has no value yet, or `preset` cannot be a folder's name.
+        If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
+        apart), or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -60,6 +61,9 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     if missing:
         raise ValueError(f"{notebook}: no value for {', '.join(missing)}: run the parameters cell before `start`")
     values = {name: namespace[name] for name in names}
+    for name, value in values.items():
+        if isinstance(value, list) and any(value.count(each) > 1 for each in value):
+            raise ValueError(f"{notebook}: {name} is {value}; give each value once")
     preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
     return Run(notebook, preset, values, paths)
 
