@@ -18,13 +18,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Paths:
-    """The folders under one root.
-
-    Parameters
-    ----------
-    root : Path
-        Absolute path of the repository, or of a folder laid out like it.
-    """
+    """The folders under one root, the absolute path of the repository or of a folder laid out like it."""
 
     root: Path
 
@@ -67,10 +61,7 @@ REPOSITORY = Paths(Path(__file__).resolve().parents[1])
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write `content` to `path` in one step as a reader sees it; an older file is replaced only by a complete one.
 
-    Raises
-    ------
-    OSError
-        If it cannot be written; it names a file even where the system's own error, as for a full disk, does not.
+    An OSError names the file even where the system's own, as for a full disk, does not.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -14,46 +14,22 @@ TAG = "parameters"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One line of a parameters cell.
-
-    Parameters
-    ----------
-    name : str
-        Name of the variable.
-    type : str
-        Its annotation as written, such as `"list[int]"`; the type of the default where there is none.
-    default : object
-        The literal's value.
-    help : str
-        The comment at the end of the line; empty where there is none.
-    """
+    """One line of a parameters cell."""
 
     name: str
-    type: str
-    default: object
-    help: str
+    type: str  # the annotation as written, such as "list[int]"; the type of the default where there is none
+    default: object  # the literal's value
+    help: str  # the comment at the end of the line; empty where there is none
 
 
 def read(notebook: Path) -> dict[str, Parameter]:
-    """Parameters of a notebook, by name, in the order of its cell; empty when no cell is tagged `parameters`.
-
-    Raises
-    ------
-    ValueError
-        If the notebook cannot be read, or its parameters cell holds anything but `name: type = literal` lines.
-    """
+    """Parameters of a notebook, by name, in the order of its cell; empty when no cell is tagged `parameters`."""
     sources = tagged(notebook, TAG)
     return parse(sources[0], where=notebook.name) if sources else {}
 
 
 def tagged(notebook: Path, tag: str) -> list[str]:
-    """Source texts of a notebook's cells that have a tag.
-
-    Raises
-    ------
-    ValueError
-        If the notebook cannot be read.
-    """
+    """Source texts of a notebook's cells that have a tag; a ValueError if the notebook cannot be read."""
     try:  # as JSON: importing nbformat takes longer than all the rest of this package
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if tag in cell["metadata"].get("tags", [])]
@@ -64,10 +40,7 @@ def tagged(notebook: Path, tag: str) -> list[str]:
 def parse(source: str, where: str = "the parameters cell") -> dict[str, Parameter]:
     """Parameters in the source text of a parameters cell; `where` names it in errors.
 
-    Raises
-    ------
-    ValueError
-        If a statement is not an assignment of a literal to a name.
+    A statement that is not an assignment of a literal to a name is a ValueError.
     """
     lines = source.splitlines()
     found: dict[str, Parameter] = {}

@@ -59,21 +59,11 @@ class State(NamedTuple):
 
 @dataclass(eq=False)
 class Entry:
-    """Where one computation keeps its state or its result; made by `entry`.
+    """Where one computation keeps its state or its result; made by `entry`."""
 
-    Attributes
-    ----------
-    path : Path or None
-        Its file, whether it exists or not; None: nothing is kept.
-    about : dict
-        What the file's name is made of, in readable form; the file repeats it.
-    damage : str
-        Why `load` could not use the file that it found; empty where it could, or there was none.
-    """
-
-    path: Path | None
-    about: dict[str, Any] = field(default_factory=dict)
-    damage: str = ""
+    path: Path | None  # its file, whether it exists or not; None: nothing is kept
+    about: dict[str, Any] = field(default_factory=dict)  # what tells it from others; the file repeats it
+    damage: str = ""  # why `load` could not use the file that it found; empty where it could, or there was none
     _saved: float = field(default_factory=monotonic)
 
     def load(self) -> State | None:
@@ -95,7 +85,7 @@ class Entry:
             return State(tensors, record["values"])
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             self.damage = str(error)
-            log.warning("%s is damaged (%s): its computation starts again", self.path, error)
+            log.warning("%s is damaged (%s) and not used", self.path, error)
             return None
 
     def due(self) -> bool:

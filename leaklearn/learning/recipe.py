@@ -40,48 +40,21 @@ class Recipe(Checked):
     The defaults are chosen for a few thousand small images on two CPU cores (``benchmarks/training.py`` measures them);
     the same recipe serves clean, leaked and partial data, so that a difference in accuracy is one of the data.
 
-    Attributes
-    ----------
-    epochs : int
-        Passes over the data.
-    steps : int or None
-        Number of batches to train for, instead of ``epochs``: a small leak gets as many updates as a full data set.
-    batch_size : int
-        Images in a batch, at most: an epoch is cut into equal batches, so that no last batch is much smaller.
-    lr : float
-        Peak learning rate.
-    momentum : float
-        0: plain SGD.
-    weight_decay : float
-        Added to the gradient of weights; biases and norm layers are left alone (He et al., arXiv 1812.01187).
-    warmup : float
-        Share of the steps before the peak (Smith, arXiv 1708.07120).
-    label_smoothing : float
-        Probability spread evenly over the classes.
-    pad : int or None
-        Pixels of padding before a random crop; None: `default_pad`.
-    flip : bool or None
-        Random horizontal flips; None: as the data set allows (``info.flip``).
-    amp : str or None
-        Mixed precision: ``"off"``, ``"bf16"``, ``"fp16"``; None: bf16 on a GPU that has it, fp16 on others, off on a
-        CPU.
-
-    Raises
-    ------
-    ValueError
-        For a value outside of its range, naming it and the range.
+    ``steps``, a number of batches to train for instead of ``epochs``, gives a small leak as many updates as a full data
+    set. An epoch is cut into equal batches of at most ``batch_size``, so that no last batch is much smaller. ``amp`` is
+    mixed precision, ``"off"``, ``"bf16"`` or ``"fp16"``; None: bf16 on a GPU that has it, fp16 on others, off on a CPU.
     """
 
-    epochs: int = 12
+    epochs: int = 12  # passes over the data
     steps: int | None = None
     batch_size: int = 64
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.25
-    label_smoothing: float = 0.1
-    pad: int | None = None
-    flip: bool | None = None
+    lr: float = 0.1  # at its peak
+    momentum: float = 0.9  # 0: plain SGD
+    weight_decay: float = 5e-4  # of weights; biases and norm layers are left alone (He et al., arXiv 1812.01187)
+    warmup: float = 0.25  # share of the steps before the peak (Smith, arXiv 1708.07120)
+    label_smoothing: float = 0.1  # probability spread evenly over the classes
+    pad: int | None = None  # pixels of padding before a random crop; None: `default_pad`
+    flip: bool | None = None  # random horizontal flips; None: as the data set allows (``info.flip``)
     amp: str | None = None
 
     WHOLE: ClassVar = {"epochs": 1, "steps": 1, "batch_size": 1, "pad": 0}
@@ -119,57 +92,26 @@ class Recipe(Checked):
 class SemiRecipe(Checked):
     """Settings of semi-supervised training. The defaults are CoMatch's for CIFAR-10 (Li et al., ICCV 2021, section 4).
 
-    Attributes
-    ----------
-    steps : int
-        Batches to train for.
-    batch_size : int
-        Labelled images in a batch, drawn with replacement.
-    ratio : int
-        Unlabelled images for each labelled one.
-    lr, momentum, weight_decay : float
-        Of SGD with Nesterov momentum; no decay on vectors. The rate falls as cos(7 pi k / 16 K).
-    ema : float
-        Decay of the average of the weights, which is evaluated.
-    threshold : float
-        Probability from which on a pseudo-label counts.
-    alpha : float
-        Share of an image's own probabilities beside its neighbours' in the memory bank; CoMatch only, as what follows.
-    temperature : float
-        Of similarities.
-    graph_threshold : float
-        Likeness of pseudo-labels from which on two images are joined.
-    unlabelled_weight, contrastive_weight : float
-        Weights of the losses.
-    bank_batches, align_batches : int
-        Batches in the memory bank, and means that alignment remembers.
-    embedding : int
-        Length of the features that are compared.
-    views : Views
-        Augmentation.
-
-    Raises
-    ------
-    ValueError
-        For a value outside of its range, naming it and the range.
+    SGD is Nesterov's, without decay on vectors; its rate falls as cos(7 pi k / 16 K). From ``alpha`` on all but
+    ``unlabelled_weight`` and ``views`` is of CoMatch only.
     """
 
-    steps: int = 524_288
-    batch_size: int = 64
-    ratio: int = 7
+    steps: int = 524_288  # batches to train for
+    batch_size: int = 64  # labelled images in a batch, drawn with replacement
+    ratio: int = 7  # unlabelled images for each labelled one
     lr: float = 0.03
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    ema: float = 0.999
-    threshold: float = 0.95
-    alpha: float = 0.9
-    temperature: float = 0.2
-    graph_threshold: float = 0.8
-    unlabelled_weight: float = 1.0
+    ema: float = 0.999  # decay of the average of the weights, which is evaluated
+    threshold: float = 0.95  # probability from which on a pseudo-label counts
+    alpha: float = 0.9  # share of an image's own probabilities beside its neighbours' in the memory bank
+    temperature: float = 0.2  # of similarities
+    graph_threshold: float = 0.8  # likeness of pseudo-labels from which on two images are joined
+    unlabelled_weight: float = 1.0  # of that loss
     contrastive_weight: float = 1.0
-    bank_batches: int = 5
-    align_batches: int = 32
-    embedding: int = 64
+    bank_batches: int = 5  # in the memory bank
+    align_batches: int = 32  # means that alignment remembers
+    embedding: int = 64  # length of the features that are compared
     views: Views = field(default_factory=Views)
 
     WHOLE: ClassVar = dict.fromkeys(("steps", "batch_size", "ratio", "bank_batches", "align_batches", "embedding"), 1)

@@ -86,20 +86,12 @@ def train_semi_supervised(
         Anything with ``images`` (n, C, H, W) and ``labels`` (n,).
     many
         (N, C, H, W) uint8, or float in [0, 1]; may contain the labelled images too.
-    test
-        The test set.
     method
         ``"fixmatch"`` or ``"comatch"``.
     recipe
         Settings; None: those of the CoMatch paper, made for days on a GPU.
-    info
-        Description of the data set; None: that of the test set.
-    seed
-        Of initial weights, batches and augmentation.
-    device
-        Where to train.
-    progress
-        Show a progress bar.
+    test, info, seed, device, progress
+        As in `leaklearn.learning.train`.
 
     Returns
     -------

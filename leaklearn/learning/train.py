@@ -39,18 +39,11 @@ EVALUATED = 500
 
 @dataclass
 class TrainResult:
-    """What training gives back.
+    """The trained model, in eval mode, its history and its test accuracy, 0..1: of the end, not of the best epoch.
 
-    Attributes
-    ----------
-    model : nn.Module
-        The trained model, in eval mode.
-    history : DataFrame
-        A row for each epoch, or for each hundredth of the training where that is longer: ``epoch`` (passes begun),
-        ``step`` (batches so far), ``loss`` and ``train_accuracy`` (means over the row's augmented training batches),
-        ``test_accuracy`` (0..1, NaN where not evaluated), ``seconds`` (since the start, evaluation included).
-    accuracy : float
-        Test accuracy of ``model``, 0..1: of the end of training, not of the best epoch.
+    ``history`` has a row for each epoch, or for each hundredth of the training where that is longer: ``epoch`` (passes
+    begun), ``step`` (batches so far), ``loss`` and ``train_accuracy`` (means over the row's augmented training
+    batches), ``test_accuracy`` (0..1, NaN where not evaluated), ``seconds`` (since the start, evaluation included).
     """
 
     model: nn.Module
@@ -86,8 +79,6 @@ def train(
         (N,) int64.
     test
         The test set; it also tells shape and classes where ``data`` cannot (a leak knows neither).
-    recipe
-        Settings; None: ``Recipe()``.
     info
         Description of the data set; None: that of ``data``, else of ``test``.
     seed
@@ -95,8 +86,6 @@ def train(
         the same seed gives the same history.
     device
         Where to train; None: where the test images are.
-    progress
-        Show a progress bar.
     evaluate_every
         Rows of history (epochs) between two evaluations; 0: only at the end.
 
@@ -203,17 +192,8 @@ def _fit(
 def evaluate(model: nn.Module, images: ImageSet) -> float:
     """Accuracy of a model on labelled images: the share whose largest score is their label's, 0..1.
 
-    Parameters
-    ----------
-    model
-        Takes float images in [0, 1]; evaluated in eval mode on its own device and left in the modes it was in.
-    images
-        An `ImageSet`, or anything with ``images`` (uint8 or float in [0, 1]) and ``labels``.
-
-    Raises
-    ------
-    ValueError
-        If there are no images, or some have no label.
+    The model takes float images in [0, 1]; it is evaluated in eval mode on its own device and left in the modes it was
+    in. The images are an `ImageSet`, or anything with ``images`` (uint8 or float in [0, 1]) and a label for each.
     """
     pixels, labels = labelled(images, None)
     device = next(model.parameters()).device

@@ -41,21 +41,9 @@ def presets(paths: Paths) -> list[str]:
 def plan(preset: str, only: Iterable[str], assignments: Iterable[str], paths: Paths) -> list[Job]:
     """The notebooks to run, in order, with their parameters.
 
-    Parameters
-    ----------
-    preset : str
-        One of `presets(paths)`.
-    only : iterable of str
-        Names of notebooks, or beginnings that fit one notebook, such as `"02"`; all notebooks when empty.
-    assignments : iterable of str
-        `name=value`; each goes to every chosen notebook that has the parameter, over what the preset says.
-    paths : Paths
-        Where notebooks and presets are.
-
-    Raises
-    ------
-    ValueError
-        At the first preset, notebook, file, name or value that cannot be used, naming the nearest valid one.
+    `only` holds names of notebooks, or beginnings that fit one notebook, such as `"02"`; all notebooks when empty. Each
+    of the `assignments`, `name=value`, goes to every chosen notebook that has the parameter, over what the preset says.
+    The first preset, notebook, file, name or value that cannot be used is a ValueError with the nearest valid one.
     """
     if preset not in presets(paths):
         raise ValueError(f"unknown preset {preset!r}; {nearest(preset, presets(paths))}")
@@ -74,13 +62,7 @@ def plan(preset: str, only: Iterable[str], assignments: Iterable[str], paths: Pa
 
 
 def check(parameter: Parameter, value: object, where: str) -> None:
-    """Refuse a value that does not fit the type its parameter declares; an int fits a float, a bool fits no number.
-
-    Raises
-    ------
-    ValueError
-        Naming the parameter, the value and the type, and where the value stands.
-    """
+    """Refuse a value that does not fit the type its parameter declares; an int fits a float, a bool fits no number."""
     if _fits(value, ast.parse(parameter.type, mode="eval").body):
         return
     hint = ""

@@ -23,15 +23,9 @@ TELLING = 0.02  # share of the work that must be done before the time left can b
 
 
 class Progress:
-    """Progress over the notebooks of a run, written to `stream`; use it as a context manager.
+    """Progress over the notebooks of a run, written to `stream`, by default standard error; use it in a `with`.
 
-    Parameters
-    ----------
-    stream : text file, optional
-        By default standard error.
-    work : mapping of str to (float, int), optional
-        For each notebook its share of the work in any unit, and its cells: what the time left is told from. See
-        `expected_work`.
+    The time left is told from the `work`: each notebook's share in any unit, and its cells (`expected_work`).
     """
 
     def __init__(self, stream: TextIO | None = None, work: Mapping[str, tuple[float, int]] | None = None) -> None:

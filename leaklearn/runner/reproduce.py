@@ -43,24 +43,12 @@ OnCell = Callable[[str, int], None]  # the notebook, and the number of the cell 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one notebook went.
-
-    Parameters
-    ----------
-    notebook : str
-        Its name.
-    error : str
-        What stopped it, in one line; empty when it ran to its end.
-    seconds : float
-        Time from start to end, kernel included.
-    peak_mib : float
-        Largest resident memory of the kernel in MiB, as its provenance says; NaN where it wrote none.
-    """
+    """How one notebook went."""
 
     notebook: str
-    error: str
-    seconds: float
-    peak_mib: float
+    error: str  # what stopped it, in one line; empty when it ran to its end
+    seconds: float  # from start to end, kernel included
+    peak_mib: float  # largest resident memory of the kernel, as its provenance says; NaN where it wrote none
 
 
 def reproduce(
@@ -81,11 +69,11 @@ def reproduce(
     ----------
     preset, only, assignments, paths
         What to run; see `leaklearn.runner.plan.plan`.
-    at_once : int or None
+    at_once
         Notebooks that run at a time, which share the cores; by default as `notebooks_at_once` says.
-    slice_seconds : float or None
+    slice_seconds
         Stop after so many seconds, store the states of long computations, and skip what an earlier slice has finished.
-    on_start, on_cell, on_outcome : callable
+    on_start, on_cell, on_outcome
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
     Returns
@@ -94,11 +82,6 @@ def reproduce(
         One for each notebook, failed or not, in their order; the error is `TIME_IS_UP` where the slice ended first.
     report : Path
         The HTML page over all results of the preset.
-
-    Raises
-    ------
-    ValueError
-        If anything in the request is wrong; nothing has run then.
     """
     jobs = plan(preset, only, assignments, paths)
     at_once = notebooks_at_once(jobs) if at_once is None else at_once
@@ -116,7 +99,8 @@ def reproduce(
     left = [job for job in jobs if job.notebook not in outcomes]
     stopping = Event()
     waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
-    storing = _storing(paths) if sliced else nullcontext()
+    # A slice's kernels store all that takes long in the cache, or where the user says.
+    storing = _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache)) if sliced else nullcontext()
     with storing, this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
         try:
             for wave in waves:
@@ -200,16 +184,16 @@ def _is_finished(job: Job, preset: str, paths: Paths) -> bool:
 
 
 @contextmanager
-def _storing(paths: Paths) -> Iterator[None]:
-    """Have the kernels store all that takes long in the cache, or where the user says."""
-    before = os.environ.get(FOLDER)
-    os.environ[FOLDER] = before or str(paths.cache)
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable with this value; afterwards it is as it was."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        os.environ.pop(FOLDER)
+        os.environ.pop(name)
         if before is not None:
-            os.environ[FOLDER] = before
+            os.environ[name] = before
 
 
 def _outcome_before(job: Job, preset: str, paths: Paths) -> Outcome:
@@ -242,7 +226,6 @@ def this_python_as_kernel(threads: int) -> Iterator[None]:
 
     It computes on so many threads, unless the user has set OMP_NUM_THREADS.
     """
-    before = os.environ.get("JUPYTER_PATH")
     with TemporaryDirectory() as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
@@ -253,10 +236,5 @@ def this_python_as_kernel(threads: int) -> Iterator[None]:
         described["argv"].append("--IPKernelApp.log_level=50")
         described["env"] = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         spec.write_text(json.dumps(described))
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, before]))
-        try:
+        with _environment("JUPYTER_PATH", os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))):
             yield
-        finally:
-            os.environ.pop("JUPYTER_PATH")
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
