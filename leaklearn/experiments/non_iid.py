@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import nan
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from leaklearn.attacks import Loki, match_labels, restore_labels
-from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
-from leaklearn.data.partition import equal_partition, partition
 from leaklearn.evaluation import label_accuracy
-from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments.bench import Bench, Exchange, class_counts
 from leaklearn.experiments.collisions import (
     alone,
@@ -32,81 +29,8 @@ from leaklearn.experiments.collisions import (
     normal_edges,
 )
 from leaklearn.experiments.harvest import InversionSettings, harvest
-from leaklearn.experiments.rounds import FederationPlan
-from leaklearn.federated import Client, FedSGD, Payload, Updates, draw_batches, gather, respond
-from leaklearn.federated.protocols import check_count
-from leaklearn.leaks import Leak
-
-
-@dataclass(frozen=True)
-class Skew:
-    """A division of labelled images among clients that all have equally many.
-
-    Attributes
-    ----------
-    alpha : float or None
-        Concentration of a Dirichlet distribution over the classes of each client (`equal_partition`).
-    shards : int or None
-        Instead: so many shards of label-sorted images for each client (McMahan et al., AISTATS 2017).
-
-    Raises
-    ------
-    ValueError
-        Unless exactly one is given, and is in its range.
-    """
-
-    alpha: float | None = None
-    shards: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.alpha is None) == (self.shards is None):
-            raise ValueError(f"alpha={self.alpha!r} and shards={self.shards!r}: give one of the two")
-        if self.shards is not None:
-            check_count("shards", self.shards)
-        elif not 0 < self.alpha < inf:
-            raise ValueError(f"alpha is {self.alpha}; a concentration is a finite number above 0")
-
-    def clients(self, train: ImageSet, count: int, seed: int) -> list[Client]:
-        """All images divided among so many clients; shards may differ by one image, and so a client's by a few."""
-        if self.shards is None:
-            parts = equal_partition(train, count, alpha=self.alpha, seed=seed)
-        else:
-            parts = partition(train, count, shards_per_client=self.shards, seed=seed)
-        return [Client(number, part) for number, part in enumerate(parts)]
-
-    def fewest(self, images: int, count: int) -> int:
-        """Images that each of so many clients surely has."""
-        return images // count if self.shards is None else self.shards * (images // (count * self.shards))
-
-    def __str__(self) -> str:
-        return f"{self.shards} shards" if self.alpha is None else f"α = {self.alpha:g}"
-
-
-@dataclass(frozen=True)
-class LabellingServer:
-    """Linear layer leakage from single clients whose images are given the labels that the same update tells."""
-
-    attack: LinearLeakage
-
-    @property
-    def name(self) -> str:
-        return self.attack.name
-
-    @property
-    def source(self) -> str:
-        return self.attack.source
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return (*self.attack.reads, "network.head.weight", "network.head.bias")
-
-    def payload(self, model: nn.Module, public: ImageSet) -> Payload:
-        """The malicious model of the attack itself."""
-        return self.attack.payload(model, public)
-
-    def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0) -> Leak:
-        """What the attack takes, with labels and how sure they are."""
-        return match_labels(payload, updates, self.attack.reconstruct(payload, updates, seed=seed))
+from leaklearn.experiments.rounds import FederationPlan, Round
+from leaklearn.federated import Client, FedSGD, Payload, draw_batches, gather, respond
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +40,12 @@ class NonIid:
     Attributes
     ----------
     table : DataFrame
-        The table `non_iid`: dataset, seed, division (`Skew` in words, or "all"), alpha (NaN for shards and for all),
-        source, leak_rate (of the attacked images, at 20 dB), psnr (dB; gi: mean over all images, lll: over what
-        leaked), label_accuracy (gi: share of the batches' labels that were restored; lll: of the leaked images that
-        were matched with their own label), accuracy (test accuracy of the federation, or of a model trained on the
-        leak with the attacker's labels), images (trained on), expected_leak_rate (closed form, bins of equal mass),
-        largest_share and classes (means over clients: share of the commonest class, number of classes).
+        The table `non_iid`: dataset, seed, division (`FederationPlan.division`, or "all"), alpha (NaN for shards and
+        for all), source, leak_rate (of the attacked images, at 20 dB), psnr (dB; gi: mean over all images, lll: over
+        what leaked), label_accuracy (gi: share of the batches' labels that were restored; lll: of the leaked images
+        that were matched with their own label), accuracy (test accuracy of the federation, or of a model trained on
+        the leak with the attacker's labels), images (trained on), expected_leak_rate (closed form, bins of equal
+        mass), largest_share and classes (means over clients: share of the commonest class, number of classes).
 
         Sources: ``fedavg``, the federation; ``gi``, gradient inversion; ``same_images``, trained on the very images
         that it attacked, for few images of skewed clients may lack a class, however well they come out; ``lll``, LOKI
@@ -133,7 +57,7 @@ class NonIid:
     clients : DataFrame
         dataset, seed, division, alpha and the columns of `per_client`, a row an attacked client.
     counts : dict of str to Tensor
-        By the words for the skew: (K, C) images of each client and class, of the last seed.
+        By the division: (K, C) images of each client and class, of the last seed.
     """
 
     table: pd.DataFrame
@@ -143,8 +67,7 @@ class NonIid:
 
 def measure_non_iid(
     bench: Bench,
-    skews: Sequence[Skew],
-    plan: FederationPlan,
+    plans: Sequence[FederationPlan],
     *,
     fc_factor: float,
     inversion: InversionSettings,
@@ -156,10 +79,8 @@ def measure_non_iid(
     ----------
     bench
         Its recipe is that of every training on a leak or on all images; give it `steps`, so that all take as many.
-    skews
-        The divisions.
-    plan
-        Clients, images that each uses in a round, and the federated training; its own `alpha` is not used.
+    plans
+        The same federation, its images divided in several ways: by `alpha`, or by `shards`.
     fc_factor
         Neurons of LOKI's layer for each image of a client.
     inversion
@@ -170,43 +91,45 @@ def measure_non_iid(
     Raises
     ------
     ValueError
-        Without a skew or a seed, for a skew given twice, or too few images; before anything is computed.
+        Without a plan, for a division given twice, or too few images; before anything is computed.
     """
-    names = [str(skew) for skew in skews]
-    if not names or not bench.seeds or len(set(names)) < len(names):
-        raise ValueError(f"skews are {names}, seeds {list(bench.seeds)}; give at least one of each, and no skew twice")
-    data, images = bench.data, plan.images_per_client
-    bench.check_images(plan.clients, images)
-    inversion.check(data, plan.clients)
-    for skew in skews:
-        fewest = skew.fewest(len(data.train), plan.clients)
-        if fewest < images or plan.clients * (fewest // inversion.batch_size) * inversion.batch_size < inversion.images:
-            raise ValueError(f"{skew} surely gives each client {fewest} images only; take fewer clients or images")
-    attack, attacked = Loki(fc_factor, images), plan.attacked(fc_factor)
+    names = [plan.division for plan in plans]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"the divisions are {names}; give at least one plan, and no division twice")
+    data = bench.data
+    for plan in plans:
+        bench.check_images(plan.clients, plan.images_per_client)
+        inversion.check(data, plan.clients)
+        parts = plan.shards or 1
+        fewest = parts * (len(data.train) // (plan.clients * parts))
+        batches = plan.clients * (fewest // inversion.batch_size)
+        if fewest < plan.images_per_client or batches * inversion.batch_size < inversion.images:
+            raise ValueError(f"{plan} surely gives each client {fewest} images only; take fewer clients or images")
     of_clients, held = [], {}
 
-    def measured(skew: Skew | None, seed: int) -> list[dict[str, object]]:
-        if skew is None:
+    def measured(plan: FederationPlan | None, seed: int) -> list[dict[str, object]]:
+        if plan is None:
             accuracy = bench.worth(data.train, seed)
             return [{"division": "all", "source": "centralised", "accuracy": accuracy, "images": len(data.train)}]
-        clients = skew.clients(data.train, plan.clients, seed)
-        counts = held[str(skew)] = class_counts([client.data.labels for client in clients], data.num_classes)
-        about = {"division": str(skew), "alpha": nan if skew.alpha is None else float(skew.alpha)}
+        clients, images = plan.make_clients(data.train, seed), plan.images_per_client
+        counts = held[plan.division] = class_counts([client.data.labels for client in clients], data.num_classes)
+        about = {"division": plan.division, "alpha": nan if plan.alpha is None else float(plan.alpha)}
         rows = _federation(bench, plan, clients, seed)
         rows += _inversion(bench, clients, inversion, cache, seed)
-        one_step = bench.exchange(LabellingServer(attack), seed, clients, FedSGD(images))
-        mine = per_client(one_step, clients, data.test)
+        one, several = Round(Loki(fc_factor, images), FedSGD(images), plan.clients), plan.attacked(fc_factor)
+        found = one.run(bench, seed, clients, everything=True)
+        mine = per_client(found, clients, data.test)
         of_clients.append(mine.assign(dataset=data.name, seed=seed, **about))
-        rows += _one_step(bench, one_step, mine, expected_leak_rate(attack.neurons, images), seed)
-        steps = attacked.run(bench, seed, clients)
-        expected = {"expected_leak_rate": attacked.expected_leak_rate}
-        rows += [{"source": "lll_local_steps", "leak_rate": steps.score.leak_rate, **expected}]
-        rows += [{"source": "lll_silent", "leak_rate": silent_share(steps, attacked.local_steps)}]
+        rows += _one_step(bench, found, mine, one.expected_leak_rate, seed)
+        found = several.run(bench, seed, clients)
+        expected = {"expected_leak_rate": several.expected_leak_rate}
+        rows += [{"source": "lll_local_steps", "leak_rate": found.score.leak_rate, **expected}]
+        rows += [{"source": "lll_silent", "leak_rate": silent_share(found, several.local_steps)}]
         about |= {"largest_share": commonest(counts).mean().item()}
         about |= {"classes": (counts > 0).sum(1).double().mean().item()}
         return [{**about, **row} for row in rows]
 
-    table = bench.rows([None, *skews], measured, "divisions")
+    table = bench.rows([None, *plans], measured, "divisions")
     first = ["dataset", "seed", "division", "alpha", "source", "leak_rate", "psnr", "label_accuracy", "accuracy"]
     each = pd.concat(of_clients, ignore_index=True)
     return NonIid(_beginning_with(table, first), _beginning_with(each, [*first[:4], "client"]), held)
@@ -251,7 +174,9 @@ def _inversion(
 def _one_step(
     bench: Bench, exchange: Exchange, each: pd.DataFrame, expected: float, seed: int
 ) -> list[dict[str, object]]:
-    leak, true, images = exchange.leak, exchange.score.true_labels, exchange.score.images
+    """The images are matched with labels from the same update: no truth enters but to count the right ones."""
+    leak = match_labels(exchange.payload, exchange.updates, exchange.leak)
+    true, images = exchange.score.true_labels, exchange.score.images
     shown, labelled = true >= 0, leak[leak.labels >= 0]
     right = (leak.labels == true)[shown].double().mean().item() if shown.any() else nan
     row = {"source": "lll", "leak_rate": exchange.score.leak_rate, "psnr": images.loc[images["leaked"], "psnr"].mean()}

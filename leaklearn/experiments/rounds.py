@@ -126,6 +126,8 @@ class FederationPlan:
         images_per_client / local_steps.
     lr : float
         Local learning rate.
+    shards : int or None
+        In the place of alpha: so many shards of label-sorted images for each client (McMahan et al., AISTATS 2017).
     """
 
     clients: int = 60
@@ -136,6 +138,7 @@ class FederationPlan:
     local_steps: int = 8
     local_epochs: int = 1
     lr: float = 0.05
+    shards: int | None = None
 
     def __post_init__(self) -> None:
         self.protocol()
@@ -143,6 +146,10 @@ class FederationPlan:
             check_count(name, getattr(self, name))
         if self.clients_per_round > self.clients:
             raise ValueError(f"clients_per_round is {self.clients_per_round}, but there are {self.clients} clients")
+        if self.shards is not None:
+            check_count("shards", self.shards)
+            if self.alpha is not None:
+                raise ValueError(f"alpha={self.alpha!r} and shards={self.shards!r}: give one of the two")
         if self.alpha is not None and not 0 < self.alpha < inf:
             raise ValueError(f"alpha is {self.alpha}; Dirichlet concentrations are above 0 and finite (None: IID)")
 
@@ -156,9 +163,9 @@ class FederationPlan:
         return Round(Loki(fc_factor, self.images_per_client), self.protocol(), self.clients, secure=True)
 
     def make_clients(self, train: ImageSet, seed: int) -> list[Client]:
-        """The training images shared among the clients."""
+        """The training images shared among the clients; shards may differ by one image, and so a client's by a few."""
         if self.alpha is None:
-            return make_clients(train, self.clients, seed=seed)
+            return make_clients(train, self.clients, shards_per_client=self.shards, seed=seed)
         parts = equal_partition(train, self.clients, alpha=self.alpha, seed=seed)
         return [Client(number, part) for number, part in enumerate(parts)]
 
@@ -173,8 +180,15 @@ class FederationPlan:
             network.to(bench.device), clients, self.protocol(), seed=seed, progress=bench.progress, **settings
         )
 
+    @property
+    def division(self) -> str:
+        """How labels are spread over the clients, in words."""
+        if self.alpha is None:
+            return "IID" if self.shards is None else f"{self.shards} shards"
+        return f"α = {self.alpha:g}"
+
     def __str__(self) -> str:
-        split = "IID" if self.alpha is None else f"Dirichlet({self.alpha:g})"
+        split = self.division if self.alpha is None else f"Dirichlet({self.alpha:g})"
         batch, passes = self.images_per_client // self.local_steps, self.local_epochs
         steps = f"{passes} epochs of {self.local_steps}" if passes > 1 else f"{self.local_steps}"
         return (
