@@ -140,6 +140,7 @@ def test_comparison_end_to_end():
         ({"groups": 0}, "groups"),
         ({"ladder": [8, 900]}, "160 training images"),
         ({"ladder": []}, "ladder"),
+        ({"ladder": [8, 8]}, "two sizes"),
         ({"added_per_class": [0]}, "added_per_class"),
         ({"images": 15}, "whole batches"),
         ({"per_class": 9}, "hold 9 of each"),
@@ -150,7 +151,7 @@ def test_comparison_end_to_end():
 def test_bad_settings_are_refused_before_any_work(bench, changes, message, monkeypatch):
     monkeypatch.setattr(reconstruction_quality, "grade", None)
     options = {"images": 16, "per_class": 2, "groups": 2, "good_per_class": 1, "added_per_class": [1], "poor_db": 15.0}
-    arguments = {**options, "ladder": [8], "network": "lenet", "batch_sizes": [4], **changes}
+    arguments = {**options, "ladder": [8, 16], "network": "lenet", "batch_sizes": [4], **changes}
     with pytest.raises(ValueError, match=message):
         compare_quality(bench, GradientInversion("fast"), **arguments)
 

@@ -116,7 +116,7 @@ def compare_starts(
         for name, start in starts.items():
             begin = perf_counter()
             row(name, 0, evaluate(start, bench.data.test), begin)
-        for count in sorted(leaked_images):
+        for count in sorted(set(leaked_images)):
             part, begin = leak[order[:count]], perf_counter()
             new = part.client >= first_new if newcomers else torch.ones(count, dtype=torch.bool)
             row("scratch", count, bench.worth(part, seed), begin)

@@ -118,8 +118,11 @@ def compare_quality(
     for name, values in (numbers | {"added_per_class": added_per_class, "batch sizes": batch_sizes}).items():
         if not values or min(values) < 1:
             raise ValueError(f"{name}: {list(values)}; at least one number is needed, and none below 1")
-    if max(images, *ladder) > len(data.train):
-        raise ValueError(f"{data.name} has {len(data.train)} training images, {max(images, *ladder)} are asked for")
+    if len(set(ladder)) < 2 or max(images, *ladder) > len(data.train):
+        raise ValueError(
+            f"{images} images to attack, ladder {list(ladder)}: it needs two sizes, none above the {len(data.train)} "
+            f"training images of {data.name}"
+        )
     if any(images % size for size in batch_sizes) or images < per_class * data.num_classes:
         raise ValueError(
             f"{images} attacked images must be whole batches of {list(batch_sizes)} and hold {per_class} of each of "
@@ -134,7 +137,7 @@ def compare_quality(
         raise ValueError(f"no PSNR bin has {per_class} images of each class; take fewer, or attack more images")
     added = add_poor(bench, graded, good_per_class, added_per_class, poor_db)
     clean = bench.rows(
-        sorted(ladder),
+        sorted(set(ladder)),
         lambda size, seed: {"images": size, "accuracy": bench.worth(balanced(data.train, size, seed), seed)},
         "clean images",
     )
@@ -254,7 +257,7 @@ def add_poor(
         mine, rows = graded[seed], []
         good = choose(mine.measures[mine.measures["bin"] == BINS[-1]], good_per_class, classes, seed)
         poor = mine.within[(mine.within["psnr"] < poor_db) & ~mine.within["image"].isin(good["image"])]
-        for count in [0, *sorted(added_per_class)]:
+        for count in sorted({0, *added_per_class}):
             part = choose(poor, count, classes, seed)
             if good.empty or len(part) < count * classes:
                 break
@@ -262,10 +265,8 @@ def add_poor(
             cases = {"poor": found, "wrong_labels": mislabelled(found, seed), "clean": _at(mine.truth, part.index)}
             for kind, added in cases.items() if count else [("poor", found)]:
                 about = {"added": kind, "added_images": len(part), "good_images": len(good)}
-                about |= {
-                    "psnr_good": good["psnr"].mean(),
-                    "psnr_added": nan if kind == "clean" else part["psnr"].mean(),
-                }
+                about["psnr_good"] = good["psnr"].mean()
+                about["psnr_added"] = nan if kind == "clean" else part["psnr"].mean()
                 together = ImageSet.join([_at(mine.images, good.index), added])
                 rows.append({**about, "accuracy": bench.worth(together, seed)})
         return rows

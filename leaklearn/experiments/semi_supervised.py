@@ -93,7 +93,8 @@ def compare_labelling(
             f"{attacked} are attacked; take fewer labels or more clients"
         )
     courses, last = [], {}
-    cases = [(count, method) for count in sorted(labels_per_class) for method in ("labelled_only", *methods)]
+    trained = dict.fromkeys(("labelled_only", *methods))
+    cases = [(count, method) for count in sorted(set(labels_per_class)) for method in trained]
 
     def measure(plan: FederationPlan, seed: int) -> list[dict[str, object]]:
         exchange = plan.attacked(fc_factor).run(bench, seed, plan.make_clients(bench.data.train, seed))
