@@ -108,7 +108,10 @@ def test_the_round_of_overtaking_is_the_first_that_reaches_the_leak():
     both = found.head(2).assign(round=[10.0, 15.0], still_rising=False)
     assert crossing(both) == "from round 10 to 15 of 20 on"
     fig = overtaking(pd.concat([early, late, never]), found)
-    assert [ax.get_title() for ax in fig.axes] == ["mnist5k, IID clients", "mnist5k, Dirichlet(0.1) clients"]
+    assert [ax.get_title().splitlines()[1] for ax in fig.axes] == [
+        "federation ahead: from round 10 of 20 on in 1 of 2 seeds (still rising)",
+        "federation ahead: not within 10 rounds (still rising)",
+    ]
     marks = [line for line in fig.axes[0].lines if str(line.get_label()).startswith("overtaken")]
     assert [line.get_xdata()[0] for line in marks] == [10]
     plt.close("all")

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from leaklearn.report.lines import legend_below, lines
-from leaklearn.report.names import name
+from leaklearn.report.names import label, name
 from leaklearn.report.tables import fold, listed
 
 
@@ -18,8 +18,8 @@ def split_name(alpha: float) -> str:
 def overtaking(rounds: pd.DataFrame, overtaken: pd.DataFrame) -> Figure:
     """Each federation's test accuracy by round, beside the level of a model trained on the leak of one round.
 
-    A panel for each split of the labels, a row for each data set; means over seeds with their 95 % intervals. What is
-    written in a panel is `crossing`.
+    A panel for each split of the labels, a row for each data set; means over seeds with their 95 % intervals. A panel's
+    title tells the `crossing`.
 
     Parameters
     ----------
@@ -28,8 +28,9 @@ def overtaking(rounds: pd.DataFrame, overtaken: pd.DataFrame) -> Figure:
     """
     names = {alpha: split_name(alpha) for alpha in rounds["alpha"].unique()}
     drawn = rounds.assign(source="fedavg")
-    lowest = min(overtaken["accuracy_of_leak"].min() - 0.3, overtaken["accuracy_of_federation"].min() - 0.1)
-    options = {"panels": "alpha", "rows": "dataset", "labels": names, "ylim": (max(0.0, lowest), 1.0)}
+    level = overtaken["accuracy_of_leak"].min()
+    close = overtaken["accuracy_of_federation"].min() > level - 0.2
+    options = {"panels": "alpha", "rows": "dataset", "labels": names, "ylim": (level - 0.3 if close else 0.0, 1.0)}
     fig = lines(drawn, "round", "accuracy", "source", **options)
     cases = [(dataset, alpha) for dataset in rounds["dataset"].unique() for alpha in names]
     for ax, (dataset, alpha) in zip(fig.axes, cases, strict=True):
@@ -41,8 +42,8 @@ def overtaking(rounds: pd.DataFrame, overtaken: pd.DataFrame) -> Figure:
         for number in mine["round"].dropna():
             ax.axvline(number, ymax=0.06, color=look.colour, label="overtaken, a mark a seed")
         seen = rounds.loc[(rounds["dataset"] == dataset) & (rounds["alpha"] == alpha), ["round", "images_seen"]].max()
-        text = f"federation ahead: {crossing(mine)}\n{seen['images_seen']:,} images seen in {seen['round']:,} rounds"
-        ax.text(0.97, 0.1, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=10)
+        ax.set_title(f"{label(dataset)}, {names[alpha]}\nfederation ahead: {crossing(mine)}", fontsize=11)
+        ax.set_xlabel(f"round, the last with {seen['images_seen']:,} images seen")
     legend_below(fig)
     return fig
 

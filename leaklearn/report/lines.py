@@ -295,7 +295,7 @@ def _axes(
 
 def _share(axis: plt.matplotlib.axis.Axis, limits, column: str, ylim: tuple[float, float] | None) -> None:
     if measure(column).unit == "%":
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1.0))
         limits(*(ylim or (0, 1.02)))
     elif ylim:
         limits(*ylim)

@@ -136,6 +136,7 @@ _NAMES: dict[str, Name] = {
     "cifar10": Name("CIFAR-10", _VERMILION, "^"),
     "tinyimagenet": Name("Tiny ImageNet", _PURPLE, "v"),
     "tinyimagenet-100": Name("Tiny ImageNet, 100 classes", _PURPLE, "v"),
+    "paper": Name("the paper's numbers", PAPER_COLOUR, "X"),
     "fedsgd": Name("FedSGD", _BLUE, "o"),
     "fedavg+secagg": Name("FedAvg, sum over clients", _VERMILION, "s"),
     "fedsgd+secagg": Name("FedSGD, sum over clients", _ORANGE, "D"),
