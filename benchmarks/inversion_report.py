@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from leaklearn.attacks.inversion import preset
+from leaklearn.attacks.inversion import PRESETS
 from leaklearn.files import write_bytes, write_json, write_text
 from leaklearn.report.lines import use_style
 from leaklearn.report.names import PALETTE
@@ -112,7 +112,7 @@ def days(rows: pd.DataFrame, clients: pd.DataFrame) -> pd.DataFrame:
             same = (clients["model"] == model) & (clients["batch_size"] == batch) & (clients["device"] == device)
             ours = min([ours, *clients.loc[same, "seconds_per_client_iteration"]])
         cases = [("leaklearn/inverting_gradients", 24_000, ours)]
-        cases.append(("leaklearn/fast", preset("fast").iterations, ours))
+        cases.append(("leaklearn/fast", PRESETS["fast"].iterations, ours))
         if "breaching" in each.index:
             cases.append(("breaching", 24_000, float(each.loc[["breaching"]].iloc[0])))
         for system, iterations, seconds in cases:

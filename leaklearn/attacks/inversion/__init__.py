@@ -3,6 +3,6 @@
 from leaklearn.attacks.inversion.attack import GradientInversion
 from leaklearn.attacks.inversion.check import Check
 from leaklearn.attacks.inversion.engine import Inversion
-from leaklearn.attacks.inversion.presets import PRESETS, Settings, preset
+from leaklearn.attacks.inversion.presets import PRESETS, Settings
 
-__all__ = ["PRESETS", "Check", "GradientInversion", "Inversion", "Settings", "preset"]
+__all__ = ["PRESETS", "Check", "GradientInversion", "Inversion", "Settings"]

@@ -14,7 +14,7 @@ from leaklearn.attacks.inversion.check import Check, check, check_updates
 from leaklearn.attacks.inversion.engine import Found, Inversion, finish, gather, minimise
 from leaklearn.attacks.inversion.gradients import Gradients
 from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
-from leaklearn.attacks.inversion.presets import Settings, preset
+from leaklearn.attacks.inversion.presets import PRESETS, Settings
 from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
 from leaklearn.attacks.labels import restore_labels
@@ -40,7 +40,9 @@ class GradientInversion:
 
     def __post_init__(self) -> None:
         if isinstance(self.settings, str):
-            object.__setattr__(self, "settings", preset(self.settings))
+            if self.settings not in PRESETS:
+                raise ValueError(f"unknown attack {self.settings!r}; choose one of {', '.join(PRESETS)}")
+            object.__setattr__(self, "settings", PRESETS[self.settings])
 
     def replace(self, **changes: object) -> GradientInversion:
         """The same attack with some settings changed."""
@@ -99,25 +101,21 @@ class GradientInversion:
             batch size, local steps, local learning rate and batch-norm mode: what the server ordered.
         labels
             (K, N) int64; None: restored from the updates, or optimised, as the settings say.
-        seed
-            Of starts and noise. The result does not depend on `at_once`, but for rounding, and for Langevin noise.
-        round
-            Written into the leak.
+        seed, round
+            Of starts and noise; and what is written into the leak.
         at_once
-            Clients in one program; None: as memory allows (`clients_at_once`).
-        start
-            (K, N, C, H, W) pixels in normalised units to start from; None: by the settings.
-        shape
-            (C, H, W) of an image; None: as the model's own `shape` says, or that of `start`.
+            Clients in one program; None: as memory allows (`clients_at_once`). The result does not depend on it, but
+            for rounding, and for Langevin noise.
+        start, shape
+            (K, N, C, H, W) pixels in normalised units to start from; None: by the settings. (C, H, W) of an image;
+            None: as the model's own `shape` says, or that of `start`.
         snapshots
             Iterations at which the images are kept, 0 to `settings.iterations`.
         progress, tick
             Whether to show a progress bar; and what is called after every iteration with the clients' objectives.
 
-        Raises
-        ------
-        ValueError
-            For a sum of updates, labels or a start of the wrong shape, or updates that do not belong to the payload.
+        A ValueError refuses a sum of updates, labels or a start of the wrong shape, and updates that do not belong to
+        the payload.
         """
         begin = perf_counter()
         settings, device = self.settings.for_network(payload.model), payload.device

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leaklearn.attacks.inversion.gradients import State
+from leaklearn.attacks.inversion.objectives import State
 from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from leaklearn.attacks.inversion import convolution
+from leaklearn.attacks.inversion.objectives import State
 from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload
 from leaklearn.federated.protocols import FedAvg, Protocol
 
-State = dict[str, Tensor]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
@@ -162,7 +162,7 @@ class _Recorder:
 
 
 def _own_layers(model: nn.Module) -> dict[str, nn.Module] | None:
-    """The layers that hold parameters, where `_layer_gradients` covers them all and none is used twice; else None."""
+    """The layers that hold parameters; None where one has no rule here or in `convolution`, or is used twice."""
     layers = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     parameters = [id(p) for layer in layers.values() for p in layer.parameters(recurse=False)]
     known = all(convolution.supports(layer) or type(layer) in _GRADIENTS for layer in layers.values())

@@ -170,10 +170,3 @@ _PRESETS = (
     ),
 )
 PRESETS: dict[str, Settings] = {settings.name: settings for settings in _PRESETS}
-
-
-def preset(name: str) -> Settings:
-    """Settings by name; a ValueError for one that is not in `PRESETS`."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown attack {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -77,7 +77,8 @@ def batch_norm(candidate: Candidate) -> Tensor:
             continue
         mean, var = value.mean((1, 3, 4)), value.var((1, 3, 4), correction=0)
         for found, running in ((mean, "running_mean"), (var, "running_var")):
-            total = total + factor * _norm(found - candidate.payload.buffers[f"{name}.{running}"])
+            off = found - candidate.payload.buffers[f"{name}.{running}"]
+            total = total + factor * (off.square().sum(1) + SMALL**2).sqrt()
         factor = 1.0
     return total
 
@@ -124,10 +125,6 @@ def _isotropic(pixels: Tensor, small: float = SMALL) -> Tensor:
 
 def _mean(values: Tensor) -> Tensor:
     return values.flatten(1).mean(1)
-
-
-def _norm(rows: Tensor) -> Tensor:
-    return (rows.square().sum(1) + SMALL**2).sqrt()
 
 
 PATTERN = 4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from leaklearn.attacks.inversion.features import FeatureTarget, recover
-from leaklearn.attacks.inversion.gradients import Gradients, State
-from leaklearn.attacks.inversion.objectives import OBJECTIVES, cosine, largest_entries
+from leaklearn.attacks.inversion.gradients import Gradients
+from leaklearn.attacks.inversion.objectives import OBJECTIVES, State, cosine, largest_entries
 from leaklearn.attacks.inversion.presets import Settings
 from leaklearn.attacks.inversion.priors import PRIORS, Candidate
 from leaklearn.federated.exchange import Payload

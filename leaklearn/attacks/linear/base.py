@@ -86,8 +86,8 @@ class LinearLeakage(ABC):
         labels; its meta counts `candidates` and `accepted`.
         """
         weight, bias = (updates.tensors[name] for name in self.reads)
-        clients, parts, seen = senders(updates, weight), [], 0
-        for group in slices(weight):
+        parts, seen = [], 0
+        for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
             found = self.candidates(payload, weight[group], own_bias, updates.kind == "delta")
             vector = low = high = None
@@ -96,7 +96,7 @@ class LinearLeakage(ABC):
                 vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
             verdict = verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
             good = verdict.valid
-            sender, neuron = clients[group][found.row[good]], found.neuron[good]
+            sender, neuron = clients[found.row[good]], found.neuron[good]
             images, confidence = found.images[good].clamp(0, 1), verdict.confidence[good]
             parts.append(as_leak(payload, images, confidence, sender, neuron, round))
             seen += len(found.images)
@@ -109,16 +109,13 @@ class LinearLeakage(ABC):
         return replace(leak, meta={**meta, "clients": len(updates), "accepted": len(leak), **about})
 
 
-def slices(weight: Tensor) -> Iterator[slice]:
-    """Rows of fc1's update (K, n, d), in parts to be looked at in one go."""
+def groups(updates: Updates, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of fc1's update (K, n, d), in parts to be looked at in one go; and whose they are, -1 for a sum."""
+    clients = (updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])).to(weight.device)
     at_once = max(1, VALUES_AT_ONCE // weight[0].numel())
     for start in range(0, len(weight), at_once):
-        yield slice(start, start + at_once)
-
-
-def senders(updates: Updates, weight: Tensor) -> Tensor:
-    """(K,) the client that each row of fc1's update is of; -1 for a sum over clients."""
-    return (updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])).to(weight.device)
+        rows = slice(start, start + at_once)
+        yield rows, clients[rows]
 
 
 def as_leak(

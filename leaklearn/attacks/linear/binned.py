@@ -83,8 +83,8 @@ class Loki(LinearLeakage):
     same client do not overwrite it (LOKI, section 3.6).
 
     `conv_scale` is the convolutional scaling factor. A neuron is pushed out by about lr * gain * conv_scale^2, with
-    gain the size of fc2. The authors' demonstration has conv_scale 500, gain 1000 and lr 1e-4; here fc2 stays small, so that
-    networks without batch norm see an ordinary image, and the same push at lr 1e-2 needs 20,000.
+    gain the size of fc2. The authors' demonstration has conv_scale 500, gain 1000 and lr 1e-4; here fc2 stays small, so
+    that networks without batch norm see an ordinary image, and the same push at lr 1e-2 needs 20,000.
     """
 
     conv_scale: float = 20_000.0

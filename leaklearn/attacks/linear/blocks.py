@@ -54,9 +54,7 @@ class LeakyBlock(nn.Module):
         self.conv = None
         if conv_scale is not None:
             self.conv = nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
-            nn.init.zeros_(self.conv.weight)
-            for channel in range(shape[0]):
-                self.conv.weight.data[channel, channel, 1, 1] = conv_scale
+            nn.init.dirac_(self.conv.weight).data.mul_(conv_scale)
         self.fc1 = nn.Linear(size, neurons, device="meta").to_empty(device="cpu")
         self.fc2 = nn.Linear(neurons, size, device="meta").to_empty(device="cpu")
         pattern = torch.rand(size, generator=torch.Generator().manual_seed(0))

@@ -53,8 +53,6 @@ class Cells:
 
         Returns lower and upper ends (K, count) float64, rising; `NOWHERE` for bins that have nothing to look for.
         """
-        if count < 1 or not 0 < share <= 1:
-            raise ValueError(f"{count} bins for a share {share}: take at least 1, and a share in (0, 1]")
         expected = share * self.mass
         total = expected.cumsum(1)
         usable = total[:, -1:].clamp_max(count)

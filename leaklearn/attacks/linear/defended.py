@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.base import LinearLeakage, as_leak, senders, slices
+from leaklearn.attacks.linear.base import LinearLeakage, as_leak, groups
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import Payload, Updates
@@ -122,8 +122,8 @@ def reconstruct_defended(
     vector, middle, noise = (value.to(weight) for value in (block.bins.vector, block.bins.middles, noise))
     if block.cumulative:  # neighbouring ReLU bins differ by one bin's images, and have two noises
         noise = noise * 2**0.5
-    clients, parts = senders(updates, weight), []
-    for group in slices(weight):
+    parts = []
+    for group, clients in groups(updates, weight):
         value = block.by_bin(weight[group])
         measured = value @ vector
         floor = STANDS_OUT * vector.norm() * noise[group].unsqueeze(1)
@@ -133,5 +133,5 @@ def reconstruct_defended(
         row, neuron = ((measured.abs() > floor) & (pixel <= LARGEST_NOISE) & (middle > 0)).nonzero(as_tuple=True)
         pixel = pixel[row, neuron]
         images = wiener.filter(value[row, neuron] / factor[row, neuron].unsqueeze(1), pixel).clamp(0, 1)
-        parts.append(as_leak(payload, images, 1 / (1 + 100 * pixel.square()), clients[group][row], neuron))
+        parts.append(as_leak(payload, images, 1 / (1 + 100 * pixel.square()), clients[row], neuron))
     return attack.gather(parts, updates, defence_known=True)

@@ -63,15 +63,10 @@ def verify(
 ) -> Verdict:
     """Judge candidate images.
 
-    Parameters
-    ----------
-    images, noise
-        (R, d) candidates, not yet clipped, and (R,) expected rounding error of a pixel, in units of the [0, 1] range.
-    vector, low, high
-        (d,) of the measurement h, and (R,) edges of the bin that each candidate came from; None where the attack has no
-        bins.
-    eight_bit
-        Whether the attacker may assume that images are stored with 8 bits.
+    `images` (R, d) are the candidates, not yet clipped, and `noise` (R,) the expected rounding error of a pixel, in
+    units of the [0, 1] range; `vector` (d,) is of the measurement h, and `low` and `high` (R,) are the edges of the bin
+    that each candidate came from, None where the attack has no bins; `eight_bit` tells whether the attacker may assume
+    that images are stored with 8 bits.
     """
     slack = (3 * noise).clamp_min(TOLERANCE)
     valid = images.isfinite().all(1) & (images.amin(1) >= -slack) & (images.amax(1) <= 1 + slack)
@@ -98,13 +93,7 @@ def fit_scale(directions: Tensor, vector: Tensor, low: Tensor, high: Tensor, *, 
     published rule applies (brightest pixel = 1; Resource Problem, arXiv 2303.14868, equation 6) if the bin allows it,
     else the bin's middle.
 
-    Parameters
-    ----------
-    directions
-        (R, d), positive multiples of images.
-    vector, low, high, eight_bit
-        As in `verify`; each candidate has a bin.
-
+    Directions (R, d) are positive multiples of images, each with a bin; vector, low, high and eight_bit as in `verify`.
     Returns (R,) float: 1 / brightest pixel where the bin gives no bound.
     """
     brightest = directions.amax(1)
