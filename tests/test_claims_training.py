@@ -139,7 +139,8 @@ def test_both_halves_of_c8_can_have_each_verdict():
     assert [half.verdict for half in halves(rate=0.03, leaked=0.908)] == ["partly", "partly"]
     assert [half.verdict for half in halves(rate=-0.2, leaked=0.8)] == ["not reproduced", "not reproduced"]
     assert [half.verdict for half in halves(seeds=1)] == ["partly", "partly"]
-    assert [half.verdict for half in halves(leaked=0.93, scatter=0.05)] == ["partly", "partly"]  # wide intervals do not pass
+    wide = halves(leaked=0.93, scatter=0.05)
+    assert [half.verdict for half in wide] == ["partly", "partly"]  # wide intervals do not pass
     found = local_steps(fedavg()[lambda rows: rows["attack"] == "fast"], curves().assign(source="fedavg"))
     assert [half.verdict for half in found] == ["not run", "not run"]
     both = judge({"fedavg": fedavg(), "leak_by_round": curves().assign(source="fedavg")})

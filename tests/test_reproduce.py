@@ -112,7 +112,8 @@ def test_killed_it_leaves_nothing_half_written(tmp_path):
     wait = f"{marker}; time.sleep(300)"
     add_notebook(paths, "00_long", *reporting_cells(paths, "00_long", before_finish=wait))
     code = (
-        "from pathlib import Path; from leaklearn.files import Paths; from leaklearn.runner.reproduce import reproduce\n"
+        "from pathlib import Path; from leaklearn.files import Paths\n"
+        "from leaklearn.runner.reproduce import reproduce\n"
         f"reproduce('smoke', paths=Paths(Path({str(tmp_path)!r})))"
     )
     runner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
