@@ -34,8 +34,8 @@ SENT, LEAKED = "sent", "leaked"
 class ReplayedNorm(nn.Module):
     """A batch-norm layer with fixed statistics, which also tells `pull`, or the statistics of what passes through.
 
-    Has the layer's own parameters and buffers, and the gradients ``dgamma`` and ``dbeta`` (C,) of the mean loss as two
-    more buffers. With `batch` set, the variance is the unbiased one of a batch of so many images.
+    The gradients ``dgamma`` and ``dbeta`` (C,) of the mean loss are two more buffers. With `batch` set, the variance is
+    the unbiased one of a batch of so many images.
     """
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
@@ -102,9 +102,6 @@ def coupling(payload: Payload, updates: Updates, name: str) -> tuple[Tensor, Ten
     Of T steps the mean over the steps, of a sum over clients the mean over these.
     """
     scale = gradient_scale(updates) / (len(updates) if updates.summed else 1)
-    found = []
-    for kind in ("weight", "bias"):
-        value = updates.tensors.get(f"{name}.{kind}")
-        blank = payload.buffers[f"{name}.running_mean"].unsqueeze(0)
-        found.append(torch.zeros_like(blank) if value is None else value * scale)
-    return found[0], found[1]
+    blank = torch.zeros_like(payload.buffers[f"{name}.running_mean"]).unsqueeze(0)
+    gamma, beta = (updates.tensors.get(f"{name}.{kind}") for kind in ("weight", "bias"))
+    return blank if gamma is None else gamma * scale, blank if beta is None else beta * scale

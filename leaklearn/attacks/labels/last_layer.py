@@ -6,6 +6,7 @@ to learn its outputs without the clients' images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,32 +30,15 @@ class LastLayer:
     """Gradients of the last layer, of the mean loss over B images, and their products with its weights.
 
     Logits here are of the last layer on average over the local steps: its weights halfway between before and after.
-
-    Attributes
-    ----------
-    weight : Tensor
-        (K, C, D) gradient dW.
-    bias : Tensor or None
-        (K, C) float64 gradient db; None where the layer has no bias, until `with_bias`.
-    gram : Tensor
-        (K, C, C) float64: dW W^T. A row divided by its entry of db is a weighted mean of the images' logits.
-    offset : Tensor
-        (K, C) float64 value of the layer's bias, to be added to such logits.
-    images : int
-        B, images that an update was made from.
-    middle : float
-        Mean position of T local steps on the way from the weights before to those after: (T - 1) / 2T.
-    batch_norm : str
-        ``"train"`` or ``"eval"``, as the clients did.
     """
 
-    weight: Tensor
-    bias: Tensor | None
-    gram: Tensor
-    offset: Tensor
-    images: int
-    middle: float
-    batch_norm: str
+    weight: Tensor  # (K, C, D) gradient dW
+    bias: Tensor | None  # (K, C) float64 gradient db; None where the layer has no bias, until `with_bias`
+    gram: Tensor  # (K, C, C) float64 dW W^T; a row divided by its entry of db is a weighted mean of the images' logits
+    offset: Tensor  # (K, C) float64 value of the layer's bias, to be added to such logits
+    images: int  # B, that an update was made from
+    middle: float  # mean position of T local steps on the way from the weights before to those after: (T - 1) / 2T
+    batch_norm: str  # "train" or "eval", as the clients did
 
     def with_bias(self, logits: Tensor) -> LastLayer:
         """With the gradient that a bias would have: dW W^T = db z^T, z the mean of probe logits (1 or K, S, C)."""
@@ -66,10 +50,8 @@ class LastLayer:
 def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
     """Take the last layer's part of the updates.
 
-    Raises
-    ------
-    ValueError
-        For summed updates, no linear last layer, updates that lack it or do not fit it, or values that are not finite.
+    A ValueError refuses sums, models without a linear last layer, updates that lack it or do not fit it, and values
+    that are not finite.
     """
     if updates.summed:
         raise ValueError(
@@ -79,20 +61,7 @@ def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
     head = head_prefix(payload.model)
     weights = payload.parameters[f"{head}weight"]
     biases = payload.parameters.get(f"{head}bias")
-    for key in [f"{head}weight"] + ([] if biases is None else [f"{head}bias"]):
-        if key not in updates.tensors:
-            raise ValueError(f"the updates lack {key!r}, which labels are restored from; keep it in respond(only=...)")
-        if updates.tensors[key].shape[1:] != payload.parameters[key].shape:
-            raise ValueError(
-                f"{key!r} of the updates is {tuple(updates.tensors[key].shape)} for a layer of "
-                f"{tuple(payload.parameters[key].shape)}; these updates answer another payload"
-            )
-        finite = updates.tensors[key].flatten(1).isfinite().all(1)
-        if not finite.all():
-            bad = (~finite).nonzero().flatten().tolist()
-            raise ValueError(
-                f"{key!r} is not finite in {len(bad)} of {len(finite)} updates (first: row {bad[0]}); leave them out"
-            )
+    check_parts(payload, updates, [f"{head}weight"] + ([] if biases is None else [f"{head}bias"]))
     protocol, scale = updates.protocol, gradient_scale(updates)
     steps = protocol.local_steps
     middle = (steps - 1) / (2 * steps)
@@ -105,6 +74,26 @@ def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
         change = updates.tensors[f"{head}bias"].double()
         bias, offset = change * scale, biases.double() + middle * change
     return LastLayer(weight, bias, gram, offset, protocol.images_per_client, middle, protocol.batch_norm)
+
+
+def check_parts(payload: Payload, updates: Updates, names: Sequence[str]) -> None:
+    """Raise a ValueError where one of these parameters is missing, of another shape than was sent, or not finite."""
+    for name in names:
+        if name not in payload.parameters:
+            raise ValueError(f"the model has no parameter {name!r}, which labels are told by")
+        if name not in updates.tensors:
+            raise ValueError(f"the updates lack {name!r}, which labels are told by; keep it in respond(only=...)")
+        found, sent = updates.tensors[name], payload.parameters[name]
+        if found.shape[1:] != sent.shape:
+            raise ValueError(
+                f"{name!r} of the updates is {tuple(found.shape)} for a layer of {tuple(sent.shape)}; these updates "
+                "answer another payload"
+            )
+        bad = (~found.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise ValueError(
+                f"{name!r} is not finite in {len(bad)} of {len(found)} updates (first: row {bad[0]}); leave them out"
+            )
 
 
 def last_linear(model: nn.Module) -> str | None:
@@ -179,27 +168,26 @@ def make_probes(payload: Payload, updates: Updates, public: ImageSet | None = No
             except (RuntimeError, ValueError):  # a layer that another size fits
                 continue
             if fits:
-                images = _synthetic_images(SYNTHETIC, (channels, side, side)).to(device, dtype)
+                images = _synthetic_images(channels, side).to(device, dtype)
                 return Probes(images, None, payload, updates)
     return None
 
 
-def _synthetic_images(count: int, shape: tuple[int, int, int]) -> Tensor:
-    """Noise with what natural images have in common, (N, C, H, W) float32 in [0, 1], the same at each call.
+def _synthetic_images(channels: int, side: int) -> Tensor:
+    """Noise with what natural images have in common, (64, C, side, side) float32 in [0, 1], the same at each call.
 
     Amplitudes fall as one over the frequency (Field, JOSA A 1987), channels go together, brightness and contrast vary.
     """
     generator = torch.Generator().manual_seed(0)
-    channels, height, width = shape
-    across = torch.fft.fftfreq(width).view(1, -1)
-    frequency = (torch.fft.fftfreq(height).view(-1, 1) ** 2 + across**2).sqrt()
-    spectrum = torch.fft.fft2(torch.randn(count, channels, height, width, generator=generator))
+    across = torch.fft.fftfreq(side)
+    frequency = (across.view(-1, 1) ** 2 + across**2).sqrt()
+    spectrum = torch.fft.fft2(torch.randn(SYNTHETIC, channels, side, side, generator=generator))
     spectrum = torch.where(frequency > 0, spectrum / frequency.clamp_min(1e-6), 0)
     noise = torch.fft.ifft2(spectrum).real
     if channels > 1:  # grey for the most part, as natural images are
         noise = 0.9 * noise.mean(1, keepdim=True) * channels**0.5 + 0.3 * noise
     noise = noise / noise.std((1, 2, 3), keepdim=True)
-    contrast, brightness = torch.rand(2, count, 1, 1, 1, generator=generator)
+    contrast, brightness = torch.rand(2, SYNTHETIC, 1, 1, 1, generator=generator)
     return (noise * (0.1 + 0.2 * contrast) + 0.2 + 0.6 * brightness).clamp(0, 1)
 
 

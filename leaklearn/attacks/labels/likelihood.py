@@ -36,29 +36,23 @@ def log_likelihood(
     floor: Tensor | float = 0.0,
     shape: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Logarithm of how likely each label is.
+    """Logarithm of how likely each label is, (K, M, C) float64, and how likely all that was seen of each client, (K,).
+
+    The first is up to a constant for each image, 0 throughout for images that are not there; the second is of the best
+    fit.
 
     Parameters
     ----------
     squares
         (K, M, C) squared distances from each of C candidates, in units in which candidates are about 1 apart; or
         (K, M, C, S) where each candidate may lie in S places.
-    present
-        (K, M) bool: which of them count.
+    present, prior
+        (K, M) bool, which of them count; and (K, C) share of each class, only for the fit.
     dimensions
         n, in which these distances were measured.
-    prior
-        (K, C) share of each class; only for the fit.
-    floor
-        (K, M) standard deviation that is known to be there, rounding for one; added to the spread.
-    shape
-        (K, M) what the spread of each image is multiplied by.
-
-    Returns
-    -------
-    tuple of Tensor
-        (K, M, C) float64, up to a constant for each image, 0 throughout for images that are not there; and how likely
-        all that was seen of each client is in the best fit, (K,).
+    floor, shape
+        (K, M) standard deviation that is known to be there, rounding for one, added to the spread; and what the spread
+        of each image is multiplied by.
     """
     squares = squares.double()
     if squares.ndim == 3:

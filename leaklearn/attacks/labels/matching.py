@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leaklearn.attacks.labels.batch_norm import LEAKED, SENT
 from leaklearn.attacks.labels.bin_scan import observed, scan
 from leaklearn.attacks.labels.class_counts import assign, balance, nearest_counts
-from leaklearn.attacks.labels.last_layer import gradient_scale, head_prefix
+from leaklearn.attacks.labels.last_layer import check_parts, gradient_scale, head_prefix
 from leaklearn.attacks.labels.likelihood import log_likelihood, posterior
 from leaklearn.attacks.labels.regression import label_share, regress, smoothed
 from leaklearn.attacks.labels.replay import ClientImages, by_client, replay
@@ -47,11 +47,10 @@ def match_labels(
 
     Parameters
     ----------
-    payload
-        What the server sent.
-    updates
-        The answers to it, with the last layer's part (``head.weight``, ``head.bias``) and, for the bin scan, that of
-        the malicious layer (``block.fc1.weight``). FedSGD or FedAvg, of single clients or summed.
+    payload, updates
+        What the server sent, and the answers to it, with the last layer's part (``head.weight``, ``head.bias``) and,
+        for the bin scan, that of the malicious layer (``block.fc1.weight``). FedSGD or FedAvg, of single clients or
+        summed.
     leak
         What an attack took out of these updates: of one round, with client and neuron of each image. Images of client
         -1, where only a sum is seen, count as those of one large client.
@@ -74,11 +73,8 @@ def match_labels(
         they are not: regression behind a block without skip whose batch statistics are estimated (0.78 where 0.31 is
         right, notebook 09), and restored counts after local steps at a large learning rate.
 
-    Raises
-    ------
-    ValueError
-        For an unknown method, counts that do not fit, a leak of other clients or of several rounds, a model or updates
-        that the method cannot work with.
+    A ValueError refuses an unknown method, counts that do not fit, a leak of other clients or of several rounds, and a
+    model or updates that the method cannot work with.
     """
     name = method if counts is None else method + WITH_COUNTS
     return match_by_each(payload, updates, leak, [name], counts=counts, repeats=repeats)[name]
@@ -122,30 +118,14 @@ def match_by_each(
 
 @dataclass(frozen=True, eq=False)
 class LabelEvidence:
-    """Log-likelihoods of the labels by each method.
+    """Log-likelihoods of the labels by each method."""
 
-    Attributes
-    ----------
-    prior : Tensor
-        (K, C) about the share of each class in each client's batch.
-    counts : Tensor
-        (K, C) int64 images of each class behind each update, restored from the bias gradient: B (mean p - db), with the
-        mean over the leaked images. Under secure aggregation of no use: db is then not the client's own.
-    likelihoods : dict of str to Tensor
-        ``"regression"``, ``"bin_scan"``: (K, M, C) float64, those of the two that were asked for and could be had.
-    """
-
-    prior: Tensor
+    prior: Tensor  # (K, C) about the share of each class in each client's batch
+    # (K, C) int64 images of each class behind each update, restored from the bias gradient: B (mean p - db), with the
+    # mean over the leaked images. Under secure aggregation of no use: db is then not the client's own.
     counts: Tensor
+    # "regression", "bin_scan": (K, M, C) float64, those of the two that were asked for and could be had.
     likelihoods: dict[str, Tensor]
-
-    def posterior(self, method: str) -> Tensor:
-        """Probability of each label, (K, M, C); ``"combined"`` takes all there is.
-
-        The two methods read different gradients, so their likelihoods multiply.
-        """
-        chosen = list(self.likelihoods.values()) if method == "combined" else [self.likelihoods[method]]
-        return posterior(sum(chosen), self.prior)
 
 
 def weigh(
@@ -204,7 +184,9 @@ def weigh(
 
 def _decided(leak: Leak, leaked: ClientImages, evidence: LabelEvidence, method: str, counts: Tensor | None) -> Leak:
     """The leak with the most likely labels."""
-    found = evidence.posterior(method)
+    # The two methods read different gradients, so their likelihoods multiply.
+    chosen = evidence.likelihoods if method == "combined" else {method: evidence.likelihoods[method]}
+    found = posterior(sum(chosen.values()), evidence.prior)
     labels = found.argmax(2)
     if counts is not None:
         labels = assign(found, leaked.present, counts)
@@ -232,14 +214,8 @@ def _check(payload: Payload, updates: Updates, leak: Leak, method: str, repeats:
     if method != "regression" and not leaky:
         raise ValueError(f"{method!r} needs a malicious block in the model; {type(model).__name__} takes 'regression'")
     head = head_prefix(model)
-    needed = [f"{head}weight", f"{head}bias"] + (["block.fc1.weight"] if method != "regression" else [])
-    for name in needed:
-        if name not in payload.parameters:
-            raise ValueError(f"the model has no parameter {name!r}, which labels are matched by")
-        if name not in updates.tensors:
-            raise ValueError(f"the updates lack {name!r}, which labels are matched by; keep it in respond(only=...)")
-        if not updates.tensors[name].isfinite().all():
-            raise ValueError(f"{name!r} of the updates is not finite; leave such clients out")
+    block = ["block.fc1.weight"] if method != "regression" else []
+    check_parts(payload, updates, [f"{head}weight", f"{head}bias", *block])
     rounds = leak.round.unique()
     if len(rounds) > 1:
         raise ValueError(f"the leak is of {len(rounds)} rounds; match each with its own updates, then merge")
@@ -255,18 +231,17 @@ def _given_counts(
     payload: Payload, updates: Updates, counts: Tensor | str | None, leaked: ClientImages, leak: Leak
 ) -> Tensor | None:
     """Given counts of each client's batch, (K, C); None where none are given."""
-    crowd, classes = bool((leak.client == -1).any()), payload.model.head.out_features
-    if isinstance(counts, str):
-        if counts != "restore":
-            raise ValueError(f"counts is {counts!r}; give a tensor, 'restore' or None")
-        if updates.summed and not crowd:
-            raise ValueError("counts of single clients cannot be restored from a sum over them; leave counts=None")
+    crowd, shape = bool((leak.client == -1).any()), (len(updates), payload.model.head.out_features)
     if counts is None or isinstance(counts, str):
+        if counts not in (None, "restore"):
+            raise ValueError(f"counts is {counts!r}; give a tensor, 'restore' or None")
+        if counts and updates.summed and not crowd:
+            raise ValueError("counts of single clients cannot be restored from a sum over them; leave counts=None")
         return None
-    if counts.shape != (len(updates), classes) or counts.is_floating_point() or (counts < 0).any():
+    if counts.shape != shape or counts.is_floating_point() or (counts < 0).any():
         raise ValueError(
-            f"counts are {tuple(counts.shape)} {counts.dtype}; whole numbers from 0 of {len(updates)} clients and "
-            f"{classes} classes are needed"
+            f"counts are {tuple(counts.shape)} {counts.dtype}; whole numbers from 0 of {shape[0]} clients and "
+            f"{shape[1]} classes are needed"
         )
     counts = counts.to(leaked.rows.device)
     return counts.sum(0, keepdim=True) if crowd else counts[leaked.rows]

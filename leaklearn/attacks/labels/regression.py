@@ -56,16 +56,9 @@ def regress(
 ) -> Tensor:
     """Log-likelihood of each label of leaked images, (K, M, C) float64.
 
-    Parameters
-    ----------
-    weight, bias
-        (K, C, D) and (K, C): B times the gradient of the mean loss over B images, which is the sum over the images.
-    features, outputs
-        (K, M, D) and (K, M, C) of the leaked images.
-    present
-        (K, M) bool: which of them there are.
-    images, repeats
-        How many different images an update was made from, leaked or not, and how often each was used.
+    `weight` (K, C, D) and `bias` (K, C) are B times the gradient of the mean loss over B images, which is the sum over
+    the images; `features` (K, M, D) and `outputs` (K, M, C) are of the leaked images, of which there are those that are
+    `present` (K, M) bool. An update was made from so many different `images`, leaked or not, each used `repeats` times.
     """
     there = present.unsqueeze(2).double()
     h = torch.cat([features.double(), torch.ones_like(features[:, :, :1], dtype=torch.float64)], 2) * there

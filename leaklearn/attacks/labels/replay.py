@@ -31,27 +31,13 @@ Axes = dict[str, int | None]
 
 @dataclass(frozen=True, eq=False)
 class ClientImages:
-    """Leaked images of K clients, padded to M each.
+    """Leaked images of K clients, padded to M each."""
 
-    Attributes
-    ----------
-    rows : Tensor
-        (K,) int64: row of each client in the updates; 0 where only a sum over clients was seen.
-    index : Tensor
-        (K, M) int64: position of each image in the leak.
-    present : Tensor
-        (K, M) bool: where there is an image; elsewhere the others hold no meaning.
-    images : Tensor
-        (K, M, C, H, W) in [0, 1].
-    neurons : Tensor
-        (K, M) int64: the neuron of the malicious layer that each came from.
-    """
-
-    rows: Tensor
-    index: Tensor
-    present: Tensor
-    images: Tensor
-    neurons: Tensor
+    rows: Tensor  # (K,) int64 row of each client in the updates; 0 where only a sum over clients was seen
+    index: Tensor  # (K, M) int64 position of each image in the leak
+    present: Tensor  # (K, M) bool: where there is an image; elsewhere the others hold no meaning
+    images: Tensor  # (K, M, C, H, W) in [0, 1]
+    neurons: Tensor  # (K, M) int64, the neuron of the malicious layer that each came from
 
     def __getitem__(self, which: slice) -> ClientImages:
         return ClientImages(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -86,22 +72,12 @@ def by_client(payload: Payload, updates: Updates, leak: Leak) -> ClientImages:
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """Of K clients with up to M leaked images each; rows of images that are not there hold no meaning.
+    """Of K clients with up to M leaked images each; rows of images that are not there hold no meaning."""
 
-    Attributes
-    ----------
-    features : Tensor
-        (K, M, D) inputs of the last linear layer.
-    outputs : Tensor
-        (K, M, C) softmax outputs p.
-    slopes : Tensor or None
-        (K, M, C) derivative of the logits by the activation of the image's own neuron; None without malicious block.
-    pull : Tensor or None
-        (K, M) what batch norm's coupling adds to B dL/da of that neuron, whatever the image's label (`batch_norm`).
-    """
-
-    features: Tensor
-    outputs: Tensor
+    features: Tensor  # (K, M, D) inputs of the last linear layer
+    outputs: Tensor  # (K, M, C) softmax outputs p
+    # (K, M, C) derivative of the logits by the activation of the image's own neuron, and (K, M) what batch norm's
+    # coupling adds to B dL/da of that neuron, whatever the label (`batch_norm`); None without malicious block.
     slopes: Tensor | None
     pull: Tensor | None
 
@@ -111,19 +87,11 @@ def replay(
 ) -> Replay:
     """Send leaked images through the model, as far along the local training as `share` says.
 
-    Parameters
-    ----------
-    payload, updates, leaked
-        What was sent, what came back, and the images by client.
-    share
-        Share of the weight difference that is added to the weights, 0..1. The neurons' activations move by the same
-        share between before and after: how many of the client's neurons local steps have pushed out by then.
-    statistics
-        Where batch norm's statistics come from in train mode: `SENT` (single clients only) or `LEAKED`.
+    `share` of the weight difference, 0..1, is added to the weights. The neurons' activations move by the same share
+    between before and after: how many of the client's neurons local steps have pushed out by then. `statistics` tells
+    where batch norm's come from in train mode: `SENT` (single clients only) or `LEAKED`.
     """
-    model, images = payload.model, leaked.images
-    leaky = isinstance(model, LeakyNetwork)
-    look = _Look(replayable(model.network if leaky else model), model.feature_scale if leaky else 1.0)
+    look, images = _Look(payload.model), leaked.images
     size = sum(value.numel() for value in payload.parameters.values()) if share else 0
     at_once = max(1, VALUES_AT_ONCE // (3 * size + VALUES_PER_PIXEL * images[0, :, 0].numel()))
     parts = []
@@ -131,27 +99,35 @@ def replay(
         some = leaked[start : start + at_once]
         state, axes = _state(look, payload, updates, some.rows, share, statistics)
         made, columns = some.images.new_zeros(()).expand(some.present.shape), None
-        if leaky:
+        if look.connect is not None:
             made, columns = _block(payload, updates, some, share)
         if look.layers and updates.protocol.batch_norm == "train" and statistics == LEAKED:
-            state, axes = _measured(look, model, state, axes, some, made)
-        parts.append(_pass(look, model, state, axes, some.images, made, columns))
+            state, axes = _measured(look, state, axes, some, made)
+        parts.append(_pass(look, state, axes, some.images, made, columns))
     return Replay(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 class _Look(nn.Module):
-    """A network that gives features, logits and batch norm's coupling phi of each image at once."""
+    """The network behind the block: it gives features, logits and batch norm's coupling phi of each image at once."""
 
-    def __init__(self, network: nn.Module, feature_scale: float) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.network = network
-        self.feature_scale = feature_scale
-        self.layers = {name: m for name, m in network.named_modules() if isinstance(m, ReplayedNorm)}
+        leaky = isinstance(model, LeakyNetwork)
+        self.network = replayable(model.network if leaky else model)
+        self.feature_scale = model.feature_scale if leaky else 1.0
+        self.connect = model.connect if leaky else None
+        self.prefix = "network." if leaky else ""
+        self.layers = {name: m for name, m in self.network.named_modules() if isinstance(m, ReplayedNorm)}
 
-    def forward(self, images: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """With `present` (M,) set, statistics are those of these images, and are found in the layers afterwards."""
+    def forward(self, images: Tensor, made: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images, and what the block has `made` of them before its last ReLU.
+
+        With `present` (M,) set, statistics are those of these images, and are found in the layers afterwards.
+        """
         for layer in self.layers.values():
             layer.present = present
+        if self.connect is not None:
+            images = self.connect(images, F.relu(made).view_as(images))
         features = self.feature_scale * self.network.features(images)
         pull = sum((layer.pull for layer in self.layers.values()), images.new_zeros(len(images)))
         return features, self.network.head(features), pull
@@ -171,19 +147,18 @@ def _state(
     look: _Look, payload: Payload, updates: Updates, rows: Tensor, share: float, statistics: str
 ) -> tuple[State, Axes]:
     """All tensors of the network behind the block, for these rows of the updates."""
-    prefix = "network." if isinstance(payload.model, LeakyNetwork) else ""
     state: State = {}
     axes: Axes = {}
     for name, _ in look.network.named_parameters():
         key = f"network.{name}"
-        state[key], axes[key] = _weights(payload, updates, rows, prefix + name, share)
+        state[key], axes[key] = _weights(payload, updates, rows, look.prefix + name, share)
     for name, value in look.network.named_buffers():
         key = f"network.{name}"
-        state[key], axes[key] = payload.buffers.get(prefix + name, value), None
+        state[key], axes[key] = payload.buffers.get(look.prefix + name, value), None
     if updates.protocol.batch_norm == "train":
         for name, layer in look.layers.items():
-            known = dict(zip(("dgamma", "dbeta"), coupling(payload, updates, prefix + name), strict=True))
-            sent = sent_statistics(payload, updates, prefix + name) if statistics == SENT else None
+            known = dict(zip(("dgamma", "dbeta"), coupling(payload, updates, look.prefix + name), strict=True))
+            sent = sent_statistics(payload, updates, look.prefix + name) if statistics == SENT else None
             layer.batch = None
             if sent is not None:
                 layer.batch = updates.protocol.batch_size
@@ -218,20 +193,11 @@ def _block(payload: Payload, updates: Updates, leaked: ClientImages, share: floa
     return made, fc2.mT.gather(1, neurons.unsqueeze(2).expand(-1, -1, fc2.shape[1]))
 
 
-def _seen(model: nn.Module, images: Tensor, made: Tensor) -> Tensor:
-    """What the network behind the block sees."""
-    if not isinstance(model, LeakyNetwork):
-        return images
-    return model.connect(images, F.relu(made).view_as(images))
-
-
-def _measured(
-    look: _Look, model: nn.Module, state: State, axes: Axes, leaked: ClientImages, made: Tensor
-) -> tuple[State, Axes]:
+def _measured(look: _Look, state: State, axes: Axes, leaked: ClientImages, made: Tensor) -> tuple[State, Axes]:
     """The state with the statistics that the images present have, client by client."""
 
     def measure(state: State, images: Tensor, made: Tensor, present: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        functional_call(look, state, (_seen(model, images, made), present.to(images.dtype)))
+        functional_call(look, state, (images, made, present.to(images.dtype)))
         return {name: layer.found for name, layer in look.layers.items()}
 
     found = vmap(measure, in_dims=(axes, 0, 0, 0))(state, leaked.images, made, leaked.present)
@@ -241,14 +207,14 @@ def _measured(
 
 
 def _pass(
-    look: _Look, model: nn.Module, state: State, axes: Axes, images: Tensor, made: Tensor, columns: Tensor | None
+    look: _Look, state: State, axes: Axes, images: Tensor, made: Tensor, columns: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Features, outputs, and the derivatives of logits and coupling along each image's own neuron: as in `Replay`."""
 
     def client(state: State, images: Tensor, made: Tensor, columns: Tensor | None) -> tuple[Tensor, ...]:
         def step(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             moved = made if columns is None else made + t.view(-1, 1) * columns
-            return functional_call(look, state, (_seen(model, images, moved),))
+            return functional_call(look, state, (images, moved))
 
         t = images.new_zeros(len(images))
         if columns is None:

@@ -33,24 +33,15 @@ VALUES_AT_ONCE = 2**24
 
 @dataclass(frozen=True, eq=False)
 class RestoredLabels:
-    """The label multiset of each client, as the attacker sees it.
+    """The label multiset of each client, as the attacker sees it."""
 
-    Attributes
-    ----------
-    counts : Tensor
-        (K, C) int64: images of each class; a row sums to the images that an update was made from.
-    confidence : Tensor
-        (K,) float32 in 0..1, the attacker's own estimate: the share of the images that did not have to be moved between
-        classes to get whole, non-negative counts. 1 is not a promise, 0 says that the rule does not fit the update.
-        On a trained network it is far too high: the few images that it gets wrong make the gradient, and counts of the
-        others fit it one as well as another (0.98 where 0.6 is right, notebook 01).
-    method : str
-        Which rule was used; for ``"auto"`` the one it chose.
-    """
-
-    counts: Tensor
+    counts: Tensor  # (K, C) int64 images of each class; a row sums to the images that an update was made from
+    # (K,) float32 in 0..1, the attacker's own estimate: the share of the images that did not have to be moved between
+    # classes to get whole, non-negative counts. 1 is not a promise, 0 says that the rule does not fit the update. On a
+    # trained network it is far too high: the few images that it gets wrong make the gradient, and counts of the others
+    # fit it one as well as another (0.98 where 0.6 is right, notebook 01).
     confidence: Tensor
-    method: str
+    method: str  # which rule was used; for "auto" the one it chose
 
     def labels(self) -> Tensor:
         """(K, B) int64, each row sorted by class: of FedAvg, of all images of the round.
@@ -72,15 +63,13 @@ class RestoredLabels:
 def restore_labels(
     payload: Payload, updates: Updates, method: str = "auto", *, public: ImageSet | None = None
 ) -> RestoredLabels:
-    """Restore how many images of each class every client used, all clients at once.
+    """Restore how many images of each class every client used, all clients at once, on the updates' device.
 
     Parameters
     ----------
-    payload
-        What the server sent.
-    updates
-        The answers of single clients, FedSGD or FedAvg. A weight difference is taken as -lr * steps times the mean
-        gradient, at the weights halfway between before and after.
+    payload, updates
+        What the server sent, and single clients' answers, FedSGD or FedAvg. A weight difference is taken as -lr * steps
+        times the mean gradient, at the weights halfway between before and after.
     method
         ``"idlg"``, ``"gradinversion"``, ``"bias_corrected"`` (signs and sizes of gradients), ``"ilrg"``, ``"rlu"``,
         ``"joint"`` (systems of equations), or ``"auto"``: ``"joint"``, which restored most in our measurements, or
@@ -89,16 +78,8 @@ def restore_labels(
         Images with labels that the server has of its own. ``"rlu"`` needs them to be the published method (else it has
         synthetic images, without classes); ``"joint"`` takes them for its probes.
 
-    Returns
-    -------
-    RestoredLabels
-        On the device of the updates.
-
-    Raises
-    ------
-    ValueError
-        For an unknown method, summed updates, values that are not finite, a model without a linear last layer,
-        ``"gradinversion"`` with more images than classes, or a model that the rule's probe images do not fit.
+    A ValueError refuses an unknown method, summed updates, values that are not finite, a model without a linear last
+    layer, ``"gradinversion"`` with more images than classes, and a model that the rule's probe images do not fit.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
