@@ -223,7 +223,7 @@ def measure(column: str) -> Measure:
     return Measure(text)
 
 
-def tested_on(dataset: object) -> int | None:
+def size_of_test_set(dataset: object) -> int | None:
     """How many test images the accuracies on a data set are measured on; None for one that is not in the catalogue."""
     name, _, classes = str(dataset).partition("-")
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from leaklearn.evaluation.statistics import Interval, interval
-from leaklearn.report.names import measure, tested_on
+from leaklearn.report.names import measure, size_of_test_set
 
 LONGEST = 40
 
@@ -95,7 +95,7 @@ def fold(values: Iterable[float], column: str, dataset: object = None) -> Interv
 
     Test accuracies (columns `accuracy...`) count the sampling of the data set's test images as well.
     """
-    sampled = tested_on(dataset) if column.startswith("accuracy") else None
+    sampled = size_of_test_set(dataset) if column.startswith("accuracy") else None
     return interval(values, bounds=measure(column).bounds, test_images=sampled)
 
 
