@@ -12,7 +12,7 @@ from math import log2
 import pandas as pd
 
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
-from leaklearn.evaluation.statistics import Interval, interval
+from leaklearn.evaluation.statistics import Interval
 from leaklearn.report.verdicts import (
     DATASET,
     MEASURED,
@@ -55,31 +55,32 @@ def quality_falls(gi_quality: pd.DataFrame) -> list[Finding]:
 
 
 def _falls(dataset: str, frame: pd.DataFrame) -> Finding:
-    curves = {(name, "psnr"): steps for name, steps in _steps(frame, "psnr").items()}
-    if not curves:
+    measured = [column for column in ("psnr", "accuracy") if column in frame and _steps(frame, column)]
+    if "psnr" not in measured:
         return Finding(dataset, NOT_RUN, "no attack in the table gi_quality has two batch sizes")
-    if "accuracy" in frame:
-        curves |= {(name, "accuracy"): steps for name, steps in _steps(frame, "accuracy").items()}
-    states, reasons = [], []
-    for (name, column), steps in curves.items():
-        states.append(_state(steps.values()))
-        sure = sum(step.high < 0 for step in steps.values())
-        rising = [step for step in steps if steps[step].low > 0]
-        least = rising or [max(steps, key=lambda step: steps[step].mean)]
-        told = ", ".join(f"{step} by {_told(steps[step], column)}" for step in least)
-        text = f"{name}: {sure} of {len(steps)} steps of {column} fall for sure"
-        reasons.append(f"{text}, {'it rises' if rising else 'weakest'} from {told}")
-    if all(column == "psnr" for _, column in curves):
-        reasons.append("downstream accuracy not measured at several batch sizes")
+    states, reasons, everything = [], [], []
+    for column in measured:
+        unit, scale = ("points", 100) if column == "accuracy" else ("dB", 1)
+        for name, steps in _steps(frame, column).items():
+            everything += steps.values()
+            states.append(_state(steps.values()))
+            rising = [step for step in steps if steps[step].low > 0]
+            told = rising or [max(steps, key=lambda step: steps[step].mean)]
+            told = ", ".join(f"{step} by {_span(steps[step].scaled(scale), '+.2f')} {unit}" for step in told)
+            sure = sum(step.high < 0 for step in steps.values())
+            text = f"{name}: {sure} of {len(steps)} steps of {column} fall for sure"
+            reasons.append(f"{text}, {'it rises' if rising else 'weakest'} from {told}")
+    if len(measured) == 1:
         states.append("open")
-    fewest = min(step.n for steps in curves.values() for step in steps.values())
+        reasons.append("downstream accuracy not measured at several batch sizes")
+    fewest = min(step.n for step in everything)
     reasons.append(count_seeds(fewest))
     if "fails" in states:
         verdict = PARTLY if "holds" in states else NOT_REPRODUCED
     else:
         verdict = PARTLY if "open" in states or fewest < SEEDS else REPRODUCED
-    steps = [step for (_, column), found in curves.items() if column == "psnr" for step in found.values()]
-    least = max(steps, key=lambda step: step.mean)
+    decibel = [step for steps in _steps(frame, "psnr").values() for step in steps.values()]
+    least = max(decibel, key=lambda step: step.mean)
     return Finding(dataset, verdict, "; ".join(reasons), least.mean, least.low, least.high, "dB, least of the steps")
 
 
@@ -88,13 +89,10 @@ def _steps(frame: pd.DataFrame, column: str) -> dict[str, dict[str, Interval]]:
     found = {}
     for names, curve in frame.dropna(subset=[column]).groupby(CURVE, sort=False):
         by_size = curve.pivot_table(index="seed", columns="batch_size", values=column).sort_index(axis=1)
-        steps = {}
-        for small, large in pairwise(by_size):
-            step = over(by_size[large] - by_size[small])
-            if step.n:
-                steps[f"{small} to {large}"] = step
-        if steps:
-            found["{}, {}, {:,} iterations".format(*names)] = steps
+        steps = {f"{small} to {large}": over(by_size[large] - by_size[small]) for small, large in pairwise(by_size)}
+        if any(step.n for step in steps.values()):
+            text = "{}, {}, {:,} iterations".format(*names)
+            found[text] = {words: step for words, step in steps.items() if step.n}
     return found
 
 
@@ -104,11 +102,8 @@ def _state(steps: Collection[Interval]) -> str:
     return "holds" if all(step.high < 0 for step in steps) else "open"
 
 
-def _told(step: Interval, column: str) -> str:
-    scale, unit = (100, "points") if column == "accuracy" else (1, "dB")
-    told = step.scaled(scale)
-    spread = f" [{told.low:+.2f}, {told.high:+.2f}]" if told.n > 1 else ""
-    return f"{told.mean:+.2f}{spread} {unit}"
+def _span(value: Interval, form: str = ".3g") -> str:
+    return f"{value.mean:{form}}" + (f" [{value.low:{form}}, {value.high:{form}}]" if value.n > 1 else "")
 
 
 def cost(gi_cost: pd.DataFrame) -> list[Finding]:
@@ -132,10 +127,6 @@ def cost(gi_cost: pd.DataFrame) -> list[Finding]:
         values = (published.mean, published.low, published.high, "days for 50,000 images")
         found.append(Finding(str(dataset), MEASURED, why, *values, detail=part))
     return found
-
-
-def _span(value: Interval) -> str:
-    return f"{value.mean:.3g}" + (f" [{value.low:.3g}, {value.high:.3g}]" if value.n > 1 else "")
 
 
 def psnr_number(gi_quality: pd.DataFrame, targets: Mapping[int, float]) -> list[Finding]:
@@ -231,14 +222,14 @@ def _iterations(frame: pd.DataFrame, attack: str) -> str:
     return f"{attack} with {', '.join(f'{count:,}' for count in counts)} iterations"
 
 
-# The factors that the claim names, with the words and the unit of their values.
 FACTORS = {
-    "batch_size": ("batch size", ""),
-    "class": ("class", ""),
-    "repeated_labels": ("repeated labels", " others"),
-    "training_stage": ("training stage", " epochs"),
-    "iterations": ("iterations", ""),
+    "batch_size": "batch size",
+    "class": "class, best less worst as other seeds choose them,",
+    "repeated_labels": "others of the class",
+    "training_stage": "epochs of training",
+    "iterations": "iterations",
 }
+"""The factors that the claim names, in words."""
 
 
 def quality_drivers(quality_trends: pd.DataFrame) -> list[Finding]:
@@ -254,65 +245,45 @@ def _drivers(dataset: str, frame: pd.DataFrame) -> Finding:
     found = changes(frame)
     if not found:
         return Finding(dataset, NOT_RUN, "no factor of the claim has two values in the table quality_trends")
-    count = [factor for factor, change in found.items() if counts(change)]
+    count = [name for name, change in found.items() if change.n >= SEEDS and (change.low > 0 or change.high < 0)]
     reasons = []
-    for factor, change in found.items():
+    for factor, words in FACTORS.items():
+        values = frame.loc[frame["factor"] == factor, "value"]
+        ends = "" if factor == "class" else f" {values.min():g} to {values.max():g}"
         state = "counts" if factor in count else "open"
-        spread = f" ± {change.half:.1f}" if change.n > 1 else ""
-        reasons.append(f"{_factor_words(frame, factor)}: {change.mean:+.1f}{spread} dB ({state})")
-    reasons += [f"{words} not run" for factor, (words, _) in FACTORS.items() if factor not in found]
+        change = f"{ends}: {_span(found[factor], '+.1f')} dB ({state})" if factor in found else " not run"
+        reasons.append(words + change)
     seeds = [change.n for change in found.values()]
     reasons.append(count_seeds(min(seeds)))
+    verdict = REPRODUCED if set(count) == set(FACTORS) else PARTLY if count else NOT_REPRODUCED
     if max(seeds) < SEEDS:
         verdict = NOT_RUN
         reasons.append(f"an interval is asked for over {SEEDS}")
-    else:
-        verdict = REPRODUCED if set(count) == set(FACTORS) else PARTLY if count else NOT_REPRODUCED
     least = min(found.values(), key=lambda change: abs(change.mean))
     return Finding(dataset, verdict, "; ".join(reasons), least.mean, least.low, least.high, "dB, smallest change")
 
 
 def changes(quality_trends: pd.DataFrame) -> dict[str, Interval]:
-    """Change of the mean PSNR in dB from each factor's first value to its last, over seeds.
+    """Change of the mean PSNR in dB from each factor's first value to its last, over seeds, on one data set.
 
     Classes have no order: within each seed, the class that is best on the other seeds less the one that is worst there,
     so that the choice does not favour a difference. A factor with one value, or no seed that has both, is absent.
-
-    Parameters
-    ----------
-    quality_trends
-        Of one data set: columns seed, factor, value, psnr.
     """
     found = {}
     for factor in FACTORS:
         rows = quality_trends[quality_trends["factor"] == factor]
         psnr = rows.pivot_table(index="seed", columns="value", values="psnr").sort_index(axis=1)
         if psnr.shape[1] > 1:
-            values = _best_less_worst(psnr) if factor == "class" else (psnr.iloc[:, -1] - psnr.iloc[:, 0]).dropna()
-            if len(values):
-                found[factor] = interval(values)
+            change = over(_best_less_worst(psnr) if factor == "class" else psnr.iloc[:, -1] - psnr.iloc[:, 0])
+            found |= {factor: change} if change.n else {}
     return found
 
 
-def counts(change: Interval) -> bool:
-    """Whether a change is apart from 0: its interval excludes it, over enough seeds."""
-    return change.n >= SEEDS and (change.low > 0 or change.high < 0)
-
-
-def _best_less_worst(psnr: pd.DataFrame) -> list[float]:
+def _best_less_worst(psnr: pd.DataFrame) -> pd.Series:
     """(seeds, classes) PSNR -> for each seed the difference of two classes that the other seeds choose."""
     values = []
     for seed, mine in psnr.iterrows():
         others = psnr.drop(index=seed).mean()[mine.notna()].dropna()
         if len(others) > 1:
             values.append(float(mine[others.idxmax()] - mine[others.idxmin()]))
-    return values
-
-
-def _factor_words(frame: pd.DataFrame, factor: str) -> str:
-    words, unit = FACTORS[factor]
-    if factor == "class":
-        return "class, best less worst as other seeds choose them"
-    values = frame.loc[frame["factor"] == factor, "value"]
-    more = "+" if factor == "repeated_labels" and values.max() == 2 else ""
-    return f"{words} {values.min():g} to {values.max():g}{more}{unit}"
+    return pd.Series(values, dtype=float)

@@ -7,7 +7,7 @@ import pandas as pd
 from leaklearn.evaluation.statistics import Interval, equivalent, interval
 from leaklearn.experiments.fedavg import NO_ATTACK
 from leaklearn.experiments.training_on_leaked_data import IID, still_rising
-from leaklearn.report.names import tested_on
+from leaklearn.report.names import size_of_test_set
 from leaklearn.report.tables import fold
 from leaklearn.report.verdicts import (
     CLOSE,
@@ -76,7 +76,7 @@ def _difference(dataset: str, high: pd.Series | None, low: pd.Series | None) -> 
     both = pd.concat([high, low], axis=1, keys=["high", "low"]).dropna()
     if both.empty:
         return None
-    return interval(both["high"], minus=both["low"], test_images=tested_on(dataset)).scaled(100)
+    return interval(both["high"], minus=both["low"], test_images=size_of_test_set(dataset)).scaled(100)
 
 
 def _state(difference: Interval, *, strict: bool) -> str:
