@@ -53,7 +53,7 @@ def test_update_writes_both_files_or_none(tmp_path, capsys):
     paths.results("paper", "01_second").mkdir(parents=True)
     write_json(paths.results("paper", "01_second") / "provenance.json", {"seconds": 9, "headline": "on CIFAR-10"})
     results = update("laptop", paths)
-    assert results["00_first"] == {"minutes": 1.5, "headline": "found by 00_first"}
+    assert results["00_first"] == {"minutes": 1.5, "headline": "found by 00_first", "preset": "laptop"}
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "| [00: Title of 00_first](notebooks/00_first.ipynb) | – | – | found by 00_first | 1.5 |" in readme
     assert "| on CIFAR-10 | found by 01_second | 1.5 |" in readme

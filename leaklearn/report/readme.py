@@ -16,7 +16,7 @@ from leaklearn.report.paper import STATEMENTS
 
 BEGIN = "<!-- This table is written by `make readme`. -->"
 END = "<!-- End of the table. -->"
-HEADER = "| notebook | the paper (CIFAR-10) | the paper's data sets, ours | digits on a laptop¹ | minutes² |"
+HEADER = "| notebook | the paper (CIFAR-10) | the paper's data sets, ours | digits, preset {}¹ | minutes² |"
 PAPER = "paper"
 VERDICTS = "90_report"
 """The notebook whose headline is the verdicts on all claims; it stands above the table."""
@@ -47,18 +47,19 @@ def update(preset: str = "laptop", paths: Paths = REPOSITORY) -> Results:
 
 
 def _result(name: str, preset: str, paths: Paths) -> dict[str, object]:
-    """Minutes and headline of a complete run; empty where there is none."""
+    """Minutes, headline and preset of a complete run; empty where there is none."""
     ran = read_json(paths.results(preset, name) / "provenance.json")
     if not ran:
         return {}
     if not ran.get("headline"):
         raise ValueError(f"{name} said no headline under the preset {preset}: run it again")
-    return {"minutes": max(0.1, round(ran["seconds"] / 60, 1)), "headline": ran["headline"]}
+    return {"minutes": max(0.1, round(ran["seconds"] / 60, 1)), "headline": ran["headline"], "preset": preset}
 
 
 def table(results: Results, paths: Paths = REPOSITORY) -> str:
     """The Markdown table of `results` (the laptop preset's, as `update` gives them) and of `outputs/paper/`."""
-    lines = [*_verdicts(results, paths), HEADER, "|---" * 5 + "|"]
+    presets = ", ".join(dict.fromkeys(str(each["preset"]) for each in results.values()))
+    lines = [*_verdicts(results, paths), HEADER.format(presets), "|---" * 5 + "|"]
     for name in paths.notebook_names():
         if name == VERDICTS:
             continue
@@ -72,7 +73,7 @@ def table(results: Results, paths: Paths = REPOSITORY) -> str:
 def _verdicts(results: Results, paths: Paths) -> list[str]:
     """What of the paper holds, on its own data sets first."""
     told = {"On the paper's data sets": _result(VERDICTS, PAPER, paths)}
-    told["On digits, on a laptop"] = results.get(VERDICTS, {})
+    told["On digits"] = results.get(VERDICTS, {})
     return [line for name, each in told.items() if each for line in (f"**{name}:** {each['headline']}.", "")]
 
 
