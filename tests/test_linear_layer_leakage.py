@@ -177,6 +177,9 @@ def test_what_cannot_be_measured_is_refused_before_any_work(bench, tiny):
         leakage.check(bench, [one], again, {"spear": []})
     with pytest.raises(ValueError, match="single clients only"):
         leakage.check(bench, [Round(AdaptiveBins(1.0, 64), FedAvg(8, 8, 0.1), 1)], again, {"spear": [4]})
+    batch_norm = replace(bench, model="convnet")
+    with pytest.raises(ValueError, match="cannot see through batch norm"):
+        leakage.check(batch_norm, [Round(AdaptiveBins(1.0, 64), FedSGD(64), 1)], again, {"spear": [4]})
     with pytest.raises(ValueError, match="cannot use 64 of 20 images"):
         ReturningClients(RobbingTheFed(1.0, 64), pool=20)
     with pytest.raises(ValueError, match="take at least 1 of each"):

@@ -9,7 +9,6 @@ and `cifar10` is digits in colour, so that a data set of the paper can be named 
 """
 
 import os
-import shutil
 import warnings
 from dataclasses import replace
 from functools import lru_cache
@@ -27,9 +26,10 @@ from matplotlib.figure import Figure
 import leaklearn as ll
 from leaklearn import parameters
 from leaklearn.data import catalogue, readers
-from leaklearn.files import REPOSITORY
+from leaklearn.files import REPOSITORY, Paths
+from leaklearn.report import start
 
-PRESET = f"parameters-test-{os.getpid()}"
+PRESET = "parameters-test"
 FOLDER = REPOSITORY.root / "tests" / "parameters"
 NOTEBOOKS = REPOSITORY.notebook_names()
 TEST_IMAGES = 400
@@ -66,7 +66,7 @@ def draw_once(figure, file, **options):
 
 @pytest.fixture
 def lean(monkeypatch, tmp_path):
-    """Small data, coarse figures, nothing left behind."""
+    """Small data and coarse figures; results go to a folder of their own, which is given back."""
     plt.switch_backend("agg")
     whole, cifar10 = digits(), replace(catalogue.CATALOGUE["cifar10"], reader=Coloured())
     monkeypatch.setattr(catalogue, "CATALOGUE", {**catalogue.CATALOGUE, "cifar10": cifar10})
@@ -75,8 +75,9 @@ def lean(monkeypatch, tmp_path):
     monkeypatch.setattr(Figure, "savefig", draw_once)
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setenv(catalogue.VARIABLE, str(tmp_path))
-    yield
-    shutil.rmtree(REPOSITORY.outputs / PRESET, ignore_errors=True)
+    (tmp_path / "notebooks").symlink_to(REPOSITORY.notebooks)
+    monkeypatch.setitem(start.__kwdefaults__, "paths", Paths(tmp_path))
+    return Paths(tmp_path)
 
 
 def told(notebook):
@@ -132,5 +133,4 @@ def test_every_parameter_is_changed_once(notebook):
 @pytest.mark.parametrize(("notebook", "change"), list(cases()))
 def test_a_changed_parameter_does_not_lose_the_results(notebook, change, lean):
     run(notebook, {**told(notebook).get("tiny", {}), **change, "preset": PRESET})
-    results = REPOSITORY.results(PRESET, notebook)
-    assert (results / "provenance.json").is_file()
+    assert (lean.results(PRESET, notebook) / "provenance.json").is_file()

@@ -10,13 +10,12 @@ from leaklearn.attacks import GradientInversion, Loki, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
 from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.rounds import local_protocol
 from leaklearn.federated import (
     Client,
     Clip,
     Defence,
-    FedAvg,
     Federation,
-    FedSGD,
     GaussianNoise,
     PrivateSGD,
     Quantise,
@@ -149,9 +148,6 @@ class DefendedFederation:
             }
             return replace(self, **shape, **fewer, fc_factor=self.fc_factor / factor)
         if case.defence == STEPS:
-            if self.images_per_client % factor:
-                why = f"{self.images_per_client} images cannot be cut into as many equal steps"
-                raise ValueError(f"{case.defence} has strength {factor}; {why}")
             return replace(self, local_steps=factor, lr=1.0)
         if case.defence == SECURE:
             return replace(self, secure_sum=factor, gi_batch_size=self.gi_batch_size * factor)
@@ -186,15 +182,11 @@ class DefendedFederation:
 
     def protocol(self) -> Protocol:
         """What clients do."""
-        if self.local_steps == 1:
-            return FedSGD(self.images_per_client)
-        return FedAvg(self.images_per_client // self.local_steps, self.local_steps, LOCAL_LR)
+        return local_protocol(self.images_per_client, self.local_steps, LOCAL_LR)
 
     def gi_protocol(self) -> Protocol:
         """What the clients do whose updates are inverted; batch norm by the statistics that the server sent."""
-        if self.local_steps == 1:
-            return FedSGD(self.gi_batch_size, batch_norm="eval")
-        return FedAvg(self.gi_batch_size // self.local_steps, self.local_steps, LOCAL_LR, batch_norm="eval")
+        return replace(local_protocol(self.gi_batch_size, self.local_steps, LOCAL_LR), batch_norm="eval")
 
     @property
     def inverts(self) -> bool:

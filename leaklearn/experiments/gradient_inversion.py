@@ -27,9 +27,6 @@ from leaklearn.models import Network, build
 ALL_IMAGES = 50_000
 """Images that costs are told for: CIFAR-10's training set, which the paper's 61.17 days are read as."""
 
-SHOWN = 8
-"""Images of each measurement that are kept to be looked at."""
-
 
 class Pictures(NamedTuple):
     """True images (n, C, H, W) uint8, what an attack made of each, in [0, 1], and the PSNR of each pair in dB."""
@@ -39,7 +36,7 @@ class Pictures(NamedTuple):
     psnr: list[float]
 
 
-def pictures(found: Exchange, places: Sequence[int] = range(SHOWN)) -> Pictures:
+def pictures(found: Exchange, places: Sequence[int] = range(8)) -> Pictures:
     """Some attacked images by their places in the truth, and the reconstructions that they are assigned."""
     truth, images = found.truth.images.flatten(0, 1), found.beside_truth().flatten(0, 1)
     chosen = [place for place in places if place < len(truth)]
@@ -102,17 +99,13 @@ def measure_quality(
 
     Parameters
     ----------
-    bench
-        Its seeds decide images, weights and attacks.
     attacks
         Told apart by their names.
     networks
         Attacked untrained; names for `leaklearn.models.build`.
-    batch_sizes
-        Images behind one gradient; a batch of more than `images` is attacked once.
-    images
-        Attacked at each batch size. The learner is trained on the first so many reconstructions with the labels that
-        they carry, whatever the batch size.
+    batch_sizes, images
+        At each batch size so many images are attacked, a larger batch once. The learner is trained on the first so many
+        reconstructions with the labels that they carry, whatever the batch size.
 
     Returns
     -------
@@ -251,19 +244,9 @@ def measure_labels(
 ) -> pd.DataFrame:
     """Restore the labels of many batches by every rule and compare with those that they really have.
 
-    Parameters
-    ----------
-    bench
-        Its training images are split at random among `draws` clients, of which each answers by FedSGD with one batch,
-        batch norm in eval mode; the attacked network is trained, where it is, on all of them.
-    networks, batch_sizes
-        What is attacked.
-    methods
-        Rules, see `leaklearn.attacks.labels`. ``"gradinversion"`` is left out where a batch exceeds the classes.
-    draws
-        Batches (clients) behind each row.
-    epochs
-        Passes over the training images before the attack; 0: untrained.
+    The training images are split at random among `draws` clients, of which each answers by FedSGD with one batch, batch
+    norm in eval mode. The network has been trained on all of them for `epochs`, where these are not 0. Of the methods
+    (`leaklearn.attacks.labels`) ``"gradinversion"`` is left out where a batch exceeds the classes.
 
     Returns
     -------
@@ -298,10 +281,8 @@ def measure_labels(
                     continue
                 found = restore_labels(payload, updates, method)
                 row = {"model": name, "epochs": passes, "accuracy_of_network": accuracy, "batch_size": size}
-                right = label_accuracy(found.counts.cpu(), truth).mean().item()
-                rows.append(
-                    {**row, "method": method, "label_accuracy": right, "confidence": found.confidence.mean().item()}
-                )
+                row |= {"method": method, "label_accuracy": label_accuracy(found.counts.cpu(), truth).mean().item()}
+                rows.append({**row, "confidence": found.confidence.mean().item()})
         return rows
 
     return bench.rows([(name, passes) for name in networks for passes in epochs], restored, "labels")

@@ -37,6 +37,8 @@ def check(
         bench.check_images(each.clients, each.images)
         if hasattr(each.attack, "begin") and (each.secure or not isinstance(each.protocol, FedSGD)):
             raise ValueError(f"{each.attack.name} reads the FedSGD updates of single clients only")
+        if hasattr(each.attack, "begin") and "running_mean" in str(list(bench.network(0).state_dict())):
+            raise ValueError(f"{each.attack.name} cannot see through batch norm; take a model without, such as lenet")
     for each in returning:
         bench.check_images(each.clients, each.images)
     batches = [size for sizes in batch_sizes.values() for size in sizes]

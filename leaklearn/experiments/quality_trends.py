@@ -56,11 +56,8 @@ def measure_inversion_trends(
 
     Parameters
     ----------
-    bench
-        Attacked images are drawn from its training images, networks trained on all of these. Its seeds decide images,
-        weights, training and the attack's start.
-    attack, network
-        What is attacked (a name for `leaklearn.models.build`), and by what.
+    network
+        What is attacked: a name for `leaklearn.models.build`.
     images
         Attacked in every case, a multiple of every batch size and of `USUAL`.
     batch_sizes
@@ -151,12 +148,7 @@ def veiled(bench: Bench, attacked: Round, shifts: Sequence[float], network: str 
     """By shift, the attacker's own images, the test images, as much too bright: for `measure_linear_trends`.
 
     Shifts are in standard deviations of brightness (`brighten`); occupancy and brightness are measured at 0, which must
-    be among them.
-
-    Raises
-    ------
-    ValueError
-        For an attack without bins, shifts without 0 or out of range, an unknown network, or too few images.
+    be among them. A ValueError for an attack without bins, a shift out of range, an unknown network, or too few images.
     """
     check(bench, [network], least=0, seeds=bench.seeds, shifts=shifts)
     bench.check_images(attacked.clients, attacked.images)
@@ -173,16 +165,8 @@ def measure_linear_trends(
 ) -> pd.DataFrame:
     """Attack one round of FedSGD, once for each seed and shift, and look at every image.
 
-    Parameters
-    ----------
-    bench
-        Its training images are the clients'.
-    attacked
-        By an attack that has bins of brightness.
-    public
-        The attacker's own images by how much too bright they are: `veiled`.
-    network
-        The honest network behind the malicious layer, untrained.
+    The attack has bins of brightness; `public` are the attacker's images by how much too bright they are (`veiled`),
+    `network` is the honest one behind the malicious layer, untrained.
 
     Returns
     -------

@@ -80,7 +80,7 @@ class Round:
             steps = self.images // self.protocol.batch_size
             return expected_leak_rate(bins, self.images, steps) if loki else nan
         if hasattr(self.attack, "expected_leak_rate"):
-            return self.attack.expected_leak_rate
+            return nan if self.secure else self.attack.expected_leak_rate
         if not isinstance(self.attack, Loki | RobbingTheFed):
             return nan
         crowd = self.clients if self.secure and not loki else 1

@@ -170,7 +170,7 @@ STATEMENTS = (
         "accuracy",
         _TRAINING,
         partial(rules_training.accuracy_number, source="fedavg"),
-        "72.76 % (derived)",
+        "72.76 %",
         72.76,
     ),
     Statement(
