@@ -340,15 +340,8 @@ def verdict(rate: float, worth: float) -> str:
     return "weakened" if rate <= WEAKENED else "not stopped"
 
 
-def crossings(table: pd.DataFrame, defence: str = "dp_sgd") -> pd.DataFrame:
-    """Between which measured strengths an attack's worth falls below the federation's accuracy, as noise grows.
-
-    Parameters
-    ----------
-    table
-        `defences`.
-    defence
-        Whose rows: ``"dp_sgd"`` or ``"client_noise"``.
+def crossings(table: pd.DataFrame) -> pd.DataFrame:
+    """Between which noise multipliers z of DP-SGD in `defences` a leak's worth falls below the federation's accuracy.
 
     Returns
     -------
@@ -364,7 +357,7 @@ def crossings(table: pd.DataFrame, defence: str = "dp_sgd") -> pd.DataFrame:
     for (dataset, seed, attack), mine in table.groupby(["dataset", "seed", "attack"], sort=False):
         shares = ["accuracy_of_leak", "accuracy_of_federation"]
         worth, base = mine.loc[mine["defence"] == NONE, shares].mean()
-        line = mine[mine["defence"] == defence].sort_values("epsilon", ascending=False)
+        line = mine[mine["defence"] == "dp_sgd"].sort_values("epsilon", ascending=False)
         if line.empty:
             continue
         less = (line["accuracy_of_leak"] < line["accuracy_of_federation"]).to_numpy()

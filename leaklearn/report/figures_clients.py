@@ -113,33 +113,21 @@ def attack_names(table: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def trade_off(table: pd.DataFrame) -> Figure:
-    """For each case the federation's accuracy and that of a model trained on each attack's leak, means and intervals.
-
-    Parameters
-    ----------
-    table
-        `defences`.
-    """
+def _accuracies(table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Accuracies of the federation and of models trained on leaks as one column, by source; the sources' names."""
     federation = table.drop_duplicates(["dataset", "seed", "defence", "strength"])
     rows = [federation.assign(source="fedavg", accuracy=federation["accuracy_of_federation"])]
     rows += [table.assign(source=table["attack"], accuracy=table["accuracy_of_leak"])]
-    every = pd.concat(rows)
-    every["case"] = [str(Case(*pair)) for pair in zip(every["defence"], every["strength"], strict=True)]
     texts = {attack: f"trained on the leak: {text}" for attack, text in attack_names(table).items()}
-    texts["fedavg"] = "the federation"
-    size = (7.4, 0.55 * every["case"].nunique() + 0.8)
-    return points(
-        every,
-        "case",
-        "accuracy",
-        "source",
-        horizontal=True,
-        dots=False,
-        labels=texts,
-        ylabel="test accuracy",
-        size=size,
-    )
+    return pd.concat(rows), {"fedavg": "the federation", **texts}
+
+
+def trade_off(table: pd.DataFrame) -> Figure:
+    """For each case of `defences` the federation's accuracy, and that of models trained on what each attack takes."""
+    every, texts = _accuracies(table)
+    every["case"] = [str(Case(*pair)) for pair in zip(every["defence"], every["strength"], strict=True)]
+    look = {"horizontal": True, "dots": False, "size": (7.4, 0.55 * every["case"].nunique() + 0.8)}
+    return points(every, "case", "accuracy", "source", labels=texts, ylabel="test accuracy", **look)
 
 
 def stops_chart(found: pd.DataFrame) -> Figure:
@@ -174,25 +162,20 @@ def stops_chart(found: pd.DataFrame) -> Figure:
     return fig
 
 
-def epsilon_chart(table: pd.DataFrame, found: pd.DataFrame, defence: str = "dp_sgd") -> Figure:
-    """The leaks' worth and the federation's accuracy against epsilon; bars on top: where a worth falls below.
+def epsilon_chart(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
+    """The leaks' worth and the federation's accuracy under DP-SGD against epsilon; bars on top: `crossings`.
 
     Parameters
     ----------
     table
-        `defences` of one data set, with `defence` (``"dp_sgd"`` or ``"client_noise"``) at one strength or more.
+        `defences` of one data set.
     found
         `leaklearn.experiments.defences.crossings`.
     """
-    mine, names = table[table["defence"] == defence], attack_names(table)
-    federation = mine.drop_duplicates(["seed", "strength"])
-    rows = [mine.assign(source=mine["attack"], accuracy=mine["accuracy_of_leak"])]
-    rows += [federation.assign(source="fedavg", accuracy=federation["accuracy_of_federation"])]
-    texts = {attack: f"trained on the leak: {text}" for attack, text in names.items()}
-    records = "an image" if defence == "dp_sgd" else "a client"
-    xlabel = f"ε of {records} over the whole training; less noise to the right"
-    texts["fedavg"] = "the federation"
-    fig = lines(pd.concat(rows), "epsilon", "accuracy", "source", labels=texts, xlabel=xlabel, size=(8.6, 4.6))
+    every, texts = _accuracies(table)
+    names, noisy = attack_names(table), every[every["defence"] == "dp_sgd"]
+    xlabel = "ε of an image over the whole training; less noise to the right"
+    fig = lines(noisy, "epsilon", "accuracy", "source", labels=texts, xlabel=xlabel, size=(8.6, 4.6))
     for ax in fig.axes:
         base = table.loc[table["defence"] == NONE, "accuracy_of_federation"].mean()
         ax.axhline(base, color=colour("fedavg"), linestyle=":", label="the federation without noise")
