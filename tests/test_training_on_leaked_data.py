@@ -54,9 +54,9 @@ def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
     assert same.loc[0, "accuracy_of_federation"] == first.loc["fedavg", "accuracy"]
     assert len(overtaken(rounds, leaks)) == 4
     with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
-        experiment.check([bench], [PLAN], InversionSettings(images=4004))
+        experiment.check([bench], [PLAN], InversionSettings(images=4004), [4.0])
     with pytest.raises(ValueError, match="70 clients of 64 images need 4480, but mnist5k has 4000 training images"):
-        experiment.check([bench], [FederationPlan(clients=70)], inversion)
+        experiment.check([bench], [FederationPlan(clients=70)], inversion, [4.0])
 
 
 def test_a_smaller_layer_leaks_less_and_is_trained_as_long(bench, monkeypatch):

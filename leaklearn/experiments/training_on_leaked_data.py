@@ -34,8 +34,12 @@ EVALUATIONS = 36
 """Of a federation, at most twice as many, evenly spread over its rounds."""
 
 
-def check(benches: Sequence[Bench], plans: Sequence[FederationPlan], inversion: InversionSettings) -> None:
-    """Refuse, with a ValueError, more images than the clients of a data set have: before anything is computed."""
+def check(
+    benches: Sequence[Bench], plans: Sequence[FederationPlan], inversion: InversionSettings, fc_factors: Sequence[float]
+) -> None:
+    """Refuse, with a ValueError, more images than the clients of a data set have, or no layer size, before any work."""
+    if not fc_factors:
+        raise ValueError("fc_factors is empty; give at least one size of the malicious layer")
     for bench in benches:
         for plan in plans:
             bench.check_images(plan.clients, plan.images_per_client)

@@ -100,14 +100,13 @@ def fold(values: Iterable[float], column: str, dataset: object = None) -> Interv
 
 
 def mean_with_interval(values: pd.Series, column: str, dataset: object = None) -> str:
-    """`mean [low, high]`, or the mean alone of one value, or of equal ones that are no accuracies."""
+    """`mean [low, high]`, or the mean alone of one value, or where both ends read as the mean does."""
     values = values.dropna()
     if values.empty:
         return short(float("nan"))
     found = fold(values, column, dataset)
-    if found.low != found.low or found.low == found.high:
-        return short(found.mean)
-    return f"{short(found.mean)} [{short(found.low)}, {short(found.high)}]"
+    mean, low, high = short(found.mean), short(found.low), short(found.high)
+    return mean if found.low != found.low or mean == low == high else f"{mean} [{low}, {high}]"
 
 
 def short(value: object) -> str:
