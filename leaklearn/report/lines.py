@@ -287,7 +287,7 @@ def _axes(
     if log:
         log_axis(ax, values, base=log)
     elif all(float(value).is_integer() for value in values):
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     _share(ax.yaxis, ax.set_ylim, column, ylim)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(_with_unit(ylabel, column))

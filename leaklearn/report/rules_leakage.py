@@ -12,6 +12,7 @@ from leaklearn.report.verdicts import (
     CLOSE,
     DATASET,
     NEAR,
+    NOT_COMPARABLE,
     NOT_REPRODUCED,
     NOT_RUN,
     PARTLY,
@@ -102,7 +103,7 @@ def _bias(rows: pd.DataFrame, gaps: Mapping[tuple, Interval]) -> str:
 def leaked_share(lll_leakage: pd.DataFrame, targets: Mapping[float, float]) -> list[Finding]:
     """P6: the leak rate of one local step at 4, 2 and 1 FC units per image, over the attacks as published.
 
-    That rate hardly depends on the images, so another data set can support the number, but never more than partly.
+    A verdict only on the paper's own data set.
     """
     found = []
     known = lll_leakage[lll_leakage["attack"].isin(PUBLISHED)].dropna(subset=["expected_leak_rate"])
@@ -113,9 +114,7 @@ def leaked_share(lll_leakage: pd.DataFrame, targets: Mapping[float, float]) -> l
             continue
         target = targets[factor]
         value = percent(single.groupby("seed")["leak_rate"].mean())
-        verdict = verdict_on_number(value, target)
-        if dataset != DATASET and verdict == REPRODUCED:
-            verdict = PARTLY
+        verdict = verdict_on_number(value, target) if dataset == DATASET else NOT_COMPARABLE
         why = f"one step, closed form {100 * single['expected_leak_rate'].mean():.2f} %; "
         why += about_number(str(dataset), value, target)
         if not several.empty:
