@@ -126,14 +126,16 @@ def test_the_round_of_overtaking_is_the_first_that_reaches_the_leak():
             "the same 2,000 images clean 63.0 %, 6.0 points above the federation: quality, not number",
         ),
         (0.40, 0.50, "7.0 points below the federation: so few images, however good, stay behind"),
+        (0.50, 0.565, "clean 56.5 %, level with the federation: quality, not number, holds inversion back"),
         (0.60, 0.63, "clean 63.0 %"),
+        (0.565, 0.63, "clean 63.0 %"),  # half a point behind is as good
     ],
 )
 def test_what_holds_inversion_back_follows_from_the_table(gi, clean, told):
     rows = {"images": 2000, "accuracy": clean, "accuracy_gi": gi, "accuracy_of_federation": 0.57}
     text = held_back(pd.DataFrame([rows]))
     assert told in text
-    assert ("the federation" in text) == (gi < 0.57)
+    assert ("the federation" in text) == (gi < 0.56)
 
 
 @pytest.mark.parametrize(("dataset", "numbers"), [("mnist5k", 0), ("cifar10", 3)])

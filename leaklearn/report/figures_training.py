@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from leaklearn.report.lines import legend_below, lines
 from leaklearn.report.names import label, name
 from leaklearn.report.tables import fold, listed
+from leaklearn.report.verdicts import SAME
 
 
 def split_name(alpha: float) -> str:
@@ -64,6 +65,8 @@ def crossing(overtaken: pd.DataFrame) -> str:
 def held_back(same_images: pd.DataFrame) -> str:
     """What keeps gradient inversion behind the federation, if anything does: the images' quality, or their number.
 
+    Less than a point of difference is none (`SAME`).
+
     Parameters
     ----------
     same_images
@@ -73,9 +76,11 @@ def held_back(same_images: pd.DataFrame) -> str:
         100 * same_images[column].mean() for column in ("accuracy_gi", "accuracy", "accuracy_of_federation")
     )
     about = f"the same {listed([same_images['images'].iloc[0]])} images clean {clean:.1f} %"
-    if inverted >= federation:
+    if inverted > federation - SAME:
         return about
-    if clean > federation:
+    if abs(clean - federation) < SAME:
+        reason = "level with the federation: quality, not number, holds inversion back"
+    elif clean > federation:
         reason = f"{clean - federation:.1f} points above the federation: quality, not number, holds inversion back"
     else:
         reason = f"{federation - clean:.1f} points below the federation: so few images, however good, stay behind it"
