@@ -168,18 +168,20 @@ def test_what_cannot_be_measured_is_refused_before_any_work(bench, tiny):
     one = Round(RobbingTheFed(1.0, 64), FedSGD(64), 1)
     again = [ReturningClients(RobbingTheFed(1.0, 8), rounds=1, clients=1)]
     with pytest.raises(ValueError, match="70 clients of 64 images need 4480, but mnist5k has 4000 training images"):
-        leakage.check(bench, [replace(one, clients=70)], again, {"spear": [4]})
+        leakage.check(bench, {"one": [replace(one, clients=70)]}, again, {"spear": [4]})
     with pytest.raises(ValueError, match="8 images need 800"):
-        leakage.check(tiny, [], [replace(again[0], clients=100)], {"spear": [4]})
+        leakage.check(tiny, {}, [replace(again[0], clients=100)], {"spear": [4]})
     with pytest.raises(ValueError, match="1 clients of 121 images"):
-        leakage.check(tiny, [], again, {"spear": [121]})
-    with pytest.raises(ValueError, match="no honest layers to measure"):
-        leakage.check(bench, [one], again, {"spear": []})
+        leakage.check(tiny, {}, again, {"spear": [121]})
+    with pytest.raises(ValueError, match="give at least one value of sampled_batches"):
+        leakage.check(bench, {"one": [one]}, again, {"spear": []})
+    with pytest.raises(ValueError, match="give at least one value of neuron_attacks"):
+        leakage.check(bench, {"one": [one], "neuron_attacks": []}, again, {"spear": [4]})
     with pytest.raises(ValueError, match="single clients only"):
-        leakage.check(bench, [Round(AdaptiveBins(1.0, 64), FedAvg(8, 8, 0.1), 1)], again, {"spear": [4]})
+        leakage.check(bench, {"one": [Round(AdaptiveBins(1.0, 64), FedAvg(8, 8, 0.1), 1)]}, again, {"spear": [4]})
     batch_norm = replace(bench, model="convnet")
     with pytest.raises(ValueError, match="cannot see through batch norm"):
-        leakage.check(batch_norm, [Round(AdaptiveBins(1.0, 64), FedSGD(64), 1)], again, {"spear": [4]})
+        leakage.check(batch_norm, {"one": [Round(AdaptiveBins(1.0, 64), FedSGD(64), 1)]}, again, {"spear": [4]})
     with pytest.raises(ValueError, match="cannot use 64 of 20 images"):
         ReturningClients(RobbingTheFed(1.0, 64), pool=20)
     with pytest.raises(ValueError, match="take at least 1 of each"):

@@ -134,3 +134,24 @@ def test_every_parameter_is_changed_once(notebook):
 def test_a_changed_parameter_does_not_lose_the_results(notebook, change, lean):
     run(notebook, {**told(notebook).get("tiny", {}), **change, "preset": PRESET})
     assert (lean.results(PRESET, notebook) / "provenance.json").is_file()
+
+
+def lists():
+    for notebook in NOTEBOOKS:
+        for name, each in parameters.read(REPOSITORY.notebook(notebook)).items():
+            if isinstance(each.default, list):
+                yield pytest.param(notebook, name, id=f"{notebook[:2]}-{name}")
+
+
+@pytest.mark.slow_parameter
+@pytest.mark.parametrize(("notebook", "name"), list(lists()))
+def test_an_empty_list_leaves_a_part_out_or_is_refused_before_any_result(notebook, name, lean):
+    try:
+        run(notebook, {**told(notebook).get("tiny", {}), name: [], "preset": PRESET})
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        assert (lean.results(PRESET, notebook) / "provenance.json").is_file()
+        return
+    assert any(words in refusal for words in ("empty", "at least one", "at least two", "[]"))
+    assert list(lean.outputs.rglob("*.csv")) == []

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from math import nan
-from statistics import median
 from typing import NamedTuple
 
 import pandas as pd
@@ -183,15 +181,14 @@ def measure_cost(
     batch_sizes: Sequence[int],
     *,
     images: int = 256,
-    timed: int = 2,
 ) -> pd.DataFrame:
-    """Time a few iterations of each attack on as many clients at once as `images` and the engine's own limit allow.
+    """Time an iteration of each attack on as many clients at once as `images` and the engine's own limit allow.
 
     Returns
     -------
     DataFrame
         The table `gi_cost`: dataset, seed, model, attack, batch_size, device (``"cpu"`` or the GPU's name);
-        seconds_per_iteration of one client (median of `timed` iterations after one more, divided by the clients);
+        seconds_per_iteration of one client (of the second iteration, divided by the clients);
         iterations, the attack's own for this network; images that were attacked at once; days_for_50k =
         seconds_per_iteration * iterations * 50,000 / batch_size / 86,400. The rest of an attack takes no time beside
         its iterations. Each seed is timed anew, on other images and weights.
@@ -211,9 +208,9 @@ def measure_cost(
         count = min(max(1, images // size), clients_at_once(payload, torch.Size((size, *bench.data.info.shape))))
         clients, protocol = draw_clients(bench.data, size, count * size, seed), FedSGD(size, batch_norm="eval")
         updates, clock = respond(clients, payload, protocol, seed), []
-        short = attack.replace(iterations=timed + 1)
+        short = attack.replace(iterations=2)
         short.invert(payload, updates, seed=seed, at_once=count, tick=lambda _: clock.append(bench.clock()))
-        seconds = median(after - before for before, after in pairwise(clock)) / count
+        seconds = (clock[1] - clock[0]) / count
         iterations = attack.settings.for_network(payload.model).iterations
         row = {"model": network, "attack": attack.name, "batch_size": size, "device": where}
         row |= {"seconds_per_iteration": seconds, "iterations": iterations, "images": count * size}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import isnan, nan
 from typing import Any
 
@@ -30,10 +31,16 @@ SPEAR_LIMITS = {"spear": {"tries": 2000, "attempts": 64}}
 
 
 def check(
-    bench: Bench, rounds: Sequence[Round], returning: Sequence[ReturningClients], batch_sizes: dict[str, Sequence[int]]
+    bench: Bench,
+    rounds: Mapping[str, Sequence[Round]],
+    returning: Sequence[ReturningClients],
+    batch_sizes: Mapping[str, Sequence[int]],
 ) -> None:
-    """Refuse what cannot be measured before anything is, with a ValueError: see the functions below."""
-    for each in rounds:
+    """Refuse what cannot be measured before anything is, with a ValueError: see the functions below.
+
+    `rounds` are told apart by what gives them; a part without any is refused too.
+    """
+    for each in chain.from_iterable(rounds.values()):
         bench.check_images(each.clients, each.images)
         if hasattr(each.attack, "begin") and (each.secure or not isinstance(each.protocol, FedSGD)):
             raise ValueError(f"{each.attack.name} reads the FedSGD updates of single clients only")
@@ -44,10 +51,11 @@ def check(
     batches = [size for sizes in batch_sizes.values() for size in sizes]
     for size in batches:
         bench.check_images(1, size)
-    measured = {"rounds": rounds, "rounds of returning clients": returning, "honest layers": batches}
+    measured = {**rounds, "returning_attacks and rounds_factors or new_factors": returning}
+    measured["sampled_batches or reweighted_batches"] = batches
     empty = [what for what, cases in measured.items() if not cases]
     if empty:
-        raise ValueError(f"there are no {empty[0]} to measure; give at least one attack and one size of each part")
+        raise ValueError(f"nothing is left to measure of one part; give at least one value of {empty[0]}")
 
 
 def measure_rounds(bench: Bench, rounds: Sequence[Round]) -> pd.DataFrame:

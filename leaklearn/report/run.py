@@ -49,7 +49,7 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     ------
     ValueError
         If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
-        apart), or `preset` cannot be a folder's name.
+        apart), there are no `datasets` or no `seeds`, or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -64,6 +64,8 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     for name, value in values.items():
         if isinstance(value, list) and any(value.count(each) > 1 for each in value):
             raise ValueError(f"{notebook}: {name} is {value}; give each value once")
+        if name in ("datasets", "seeds") and value == []:
+            raise ValueError(f"{notebook}: {name} is empty; give at least one value")
     preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
     return Run(notebook, preset, values, paths)
 

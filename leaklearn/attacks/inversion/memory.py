@@ -17,6 +17,8 @@ from leaklearn.federated.exchange import Payload
 # On a CPU a program whose activations fall out of the cache is slower than a smaller one, client for client. This much
 # is one client of four images for ResNet-18, and more than 16 for the small networks.
 CACHE_BYTES = 48 * 2**20
+# More weights than this only fill memory: four clients of one image take ResNet-18 no less time each than one.
+CACHED_WEIGHTS = 96 * 2**20
 # What one image costs through forward, backward and second backward, in units of the layers' outputs; and one client's
 # update, in units of the model (simulated, target, derivative, and products of them). Estimates, on the safe side.
 COPIES_OF_ACTIVATIONS = 12
@@ -60,7 +62,7 @@ def clients_at_once(payload: Payload, shape: torch.Size, restarts: int = 1) -> i
     on_gpu = payload.device.type == "cuda"
     free = torch.cuda.mem_get_info(payload.device)[0] if on_gpu else psutil.virtual_memory().available
     most = SHARE * free / cost
-    return max(1, int(most if on_gpu else min(most, CACHE_BYTES / activations)))
+    return max(1, int(most if on_gpu else min(most, CACHE_BYTES / activations, CACHED_WEIGHTS / weights)))
 
 
 @contextmanager
