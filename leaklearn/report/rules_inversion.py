@@ -21,7 +21,6 @@ from leaklearn.report.verdicts import (
     NOT_RUN,
     PARTLY,
     REPRODUCED,
-    SAME,
     SEEDS,
     Finding,
     count_seeds,
@@ -29,10 +28,9 @@ from leaklearn.report.verdicts import (
 )
 
 # Ours, not the paper's: a PSNR is reproduced when it falls short by 1 dB at most, partly by 3; a time within a factor
-# of 2; a rise by up to half a dB is none that matters; fewer readable images than ten are no breach.
+# of 2; fewer readable images than ten are no breach.
 CLOSE_DB, NEAR_DB = 1.0, 3.0
 TIMES = 2.0
-RISE_DB = 0.5
 FEWEST_IMAGES = 10
 
 USUAL = 4
@@ -49,10 +47,9 @@ def quality_falls(gi_quality: pd.DataFrame) -> list[Finding]:
     """C2: PSNR, and accuracy where the table has it, fall from each batch size to the next; measured is the least step.
 
     A curve (network and attack) holds where every step falls for sure: its difference, paired by seed, has an interval
-    below 0. It fails where a step rises for sure by more than `RISE_DB` or `SAME` points, or none falls; else it is
-    open, as one that levels off where nothing is left to see. Reproduced when all curves hold, over
-    `SEEDS` seeds; not reproduced when some fail and none holds; else partly. Without accuracy half of the claim is
-    untested and the verdict at most partly.
+    below 0. It fails where a step rises for sure, however little, or none falls; else it is open. Reproduced when all
+    curves hold, over `SEEDS` seeds; not reproduced when some fail and none holds; else partly. Without accuracy half of
+    the claim is untested and the verdict at most partly.
     """
     return [_falls(str(name), frame) for name, frame in gi_quality.groupby("dataset", sort=False)]
 
@@ -63,10 +60,10 @@ def _falls(dataset: str, frame: pd.DataFrame) -> Finding:
         return Finding(dataset, NOT_RUN, "no attack in the table gi_quality has two batch sizes")
     states, reasons, everything = [], [], []
     for column in measured:
-        unit, scale, margin = ("points", 100, SAME) if column == "accuracy" else ("dB", 1, RISE_DB)
+        unit, scale = ("points", 100) if column == "accuracy" else ("dB", 1)
         for name, steps in _steps(frame, column).items():
             everything += steps.values()
-            states.append(_state([step.scaled(scale) for step in steps.values()], margin))
+            states.append(_state(steps.values()))
             rising = [step for step in steps if steps[step].low > 0]
             told = rising or [max(steps, key=lambda step: steps[step].mean)]
             told = ", ".join(f"{step} by {_span(steps[step].scaled(scale), '+.2f')} {unit}" for step in told)
@@ -99,8 +96,8 @@ def _steps(frame: pd.DataFrame, column: str) -> dict[str, dict[str, Interval]]:
     return found
 
 
-def _state(steps: Collection[Interval], margin: float) -> str:
-    if any(step.low > margin for step in steps) or not any(step.mean < 0 for step in steps):
+def _state(steps: Collection[Interval]) -> str:
+    if any(step.low > 0 for step in steps) or not any(step.mean < 0 for step in steps):
         return "fails"
     return "holds" if all(step.high < 0 for step in steps) else "open"
 
