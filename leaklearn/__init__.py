@@ -33,7 +33,7 @@ _WHERE = {
         "respond",
     ),
     "leaks": ("Leak", "merge"),
-    "learning": ("Recipe", "evaluate", "train"),
+    "learning": ("Recipe", "evaluate", "recipe_for", "train"),
     "evaluation": ("Truth", "interval", "score", "summarise"),
 }
 _ORIGIN = {name: module for module, names in _WHERE.items() for name in names}

@@ -60,6 +60,20 @@ def test_equals_the_slow_reference(settings, shape):
     assert torch.equal(augment(images, generator(3), **settings), slow(images, 3, **settings))
 
 
+def test_reflection_and_a_given_choice_of_mirror_images():
+    images = torch.rand(30, 3, 5, 6)
+    bigger = torch.cat([images[:, :, [2, 1]], images, images[:, :, [3, 2]]], 2)
+    bigger = torch.cat([bigger[..., [2, 1]], bigger, bigger[..., [4, 3]]], 3)
+    moved = augment(images, generator(3), pad=2, reflect=True)
+    tops, lefts = draws(3, 30, 5, 5)
+    for n in range(30):
+        assert torch.equal(moved[n], bigger[n, :, tops[n] : tops[n] + 5, lefts[n] : lefts[n] + 6])
+    which = torch.arange(30) % 3 == 0
+    turned = augment(images, generator(3), flip=which)
+    assert torch.equal(turned[which], images[which].flip(3))
+    assert torch.equal(turned[~which], images[~which])
+
+
 def test_uint8_images_work_too():
     images = torch.randint(1, 256, (20, 3, 6, 6), generator=generator(1), dtype=torch.uint8)
     settings = {"pad": 2, "flip": True, "cutout": 2}

@@ -58,7 +58,7 @@ def test_comparison_trains_each_way_on_what_leaked(monkeypatch):
     for few, many, _ in seen:
         assert many.shape[1:] == (1, 28, 28)
         assert few.labels.bincount(minlength=10).unique().tolist() in ([1], [3])
-    assert {method for *_, method in seen} == {"fixmatch", "comatch"}
+    assert {method for *_, method in seen} == {"fixmatch", "freematch", "comatch"}
     assert set(table.loc[table["method"] == "comatch", "unlabelled"]) >= {leaked}
     assert len(found.history) == 2 * 2 * 2 * 2
     assert set(table["batches"]) == {SHORT.steps}  # the baselines are trained as long as the others

@@ -1,5 +1,6 @@
 """Training and evaluation: it learns, repeats itself, takes every kind of data, and refuses what cannot be trained."""
 
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from tiny import INFO, image_set
 
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
+from leaklearn.learning.train import fall_back, precision_of
 from leaklearn.models import build
 
 QUICK = Recipe(epochs=3, batch_size=16, lr=0.05)
@@ -113,6 +115,16 @@ def test_a_name_is_a_network_with_the_seeds_weights():
     assert same_history(named, built)
 
 
+def test_precision_follows_the_processor_and_the_network(monkeypatch):
+    cpu, fast, other = torch.device("cpu"), build("airbench94", image_set(40), width=4), build("convnet", INFO, width=4)
+    for flags, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, None)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+        assert precision_of(None, cpu, fast) is expected
+        assert precision_of(None, cpu, other) is None
+    assert precision_of("bf16", cpu, other) is torch.bfloat16
+    assert precision_of("off", cpu, fast) is None
+
+
 def test_mixed_precision_on_a_cpu():
     result = quick(image_set(40), recipe=Recipe(3, None, 16, 0.05, amp="bf16"))
     assert not same_history(result, quick(image_set(40)))
@@ -141,8 +153,56 @@ def test_flip_and_pad_come_from_the_data_unless_told(monkeypatch):
     monkeypatch.setattr(module, "augment", spy)
     quick(image_set(4))
     quick(image_set(4), recipe=Recipe(1, pad=0, flip=True))
-    assert seen[0] == {"pad": 2, "flip": False}  # 16 pixels, digits-like
-    assert seen[-1] == {"pad": 0, "flip": True}
+    assert seen[0] == {"pad": 2, "flip": False, "reflect": False}  # 16 pixels, digits-like
+    assert seen[-1] == {"pad": 0, "flip": True, "reflect": False}
+
+
+def test_alternate_flips_turn_every_image_in_every_second_epoch(monkeypatch):
+    seen = []
+    module = import_module("leaklearn.learning.train")
+
+    def spy(images, generator, flip, **settings):
+        seen.append(dict(zip(images.flatten(1).sum(1).tolist(), flip.tolist(), strict=True)))
+        return images
+
+    monkeypatch.setattr(module, "augment", spy)
+    quick(image_set(12), recipe=Recipe(4, batch_size=12, flip=True, alternate=True))
+    assert seen[0] == seen[2]
+    assert seen[1] == seen[3] == {image: not turned for image, turned in seen[0].items()}
+    assert len(set(seen[0].values())) == 2
+
+
+def test_lookahead_averages_by_its_formula():
+    model = build("convnet", image_set(8), width=4)
+    plain, recipe = [], Recipe(steps=4, batch_size=8, lr=0.05, pad=0, momentum=0)
+    plain = quick(image_set(8), model=model, recipe=replace(recipe, lookahead=2))
+    slow = {name: value.clone() for name, value in model.state_dict().items()}
+    fall_back(model, slow, 0.95**2 * 0.5**3)
+    assert all(torch.equal(slow[name], value) for name, value in model.state_dict().items())  # nothing has moved yet
+    moved = {name: value + 1.0 for name, value in model.state_dict().items() if value.is_floating_point()}
+    model.load_state_dict(moved, strict=False)
+    fall_back(model, slow, 0.25)
+    assert all(torch.allclose(model.state_dict()[name], value - 0.25) for name, value in moved.items())
+    assert not same_history(plain, quick(image_set(8), model="convnet", recipe=recipe))
+
+
+def test_mirrored_scores_are_means_over_both_views():
+    class Left(torch.nn.Module):
+        """Scores that look at the left half alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            dark = x[..., :8].mean((1, 2, 3))
+            return torch.stack([dark, 0.5 - dark], 1)
+
+    images = torch.zeros(2, 1, 16, 16)
+    images[0, :, :, :8], images[1, :, :, 8:] = 0.3, 0.9  # in mean over the views 0.15 and 0.45: 0 wins from 0.25 on
+    data = labelled(torch.tensor([1, 0]), images)
+    assert evaluate(Left(), data) == 0.0
+    assert evaluate(Left(), data, mirror=True) == 1.0
 
 
 def labelled(labels, images=None):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from leaklearn.learning import Recipe, SemiRecipe
+from leaklearn.learning.recipe import airbench94
 from leaklearn.learning.train import moving_average
 
 
@@ -67,6 +68,15 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero():
 def test_without_warmup_the_peak_comes_first():
     assert Recipe(lr=1.0, warmup=0).learning_rate(0, 1000) == pytest.approx(0.9995)
     assert Recipe(lr=1.0).learning_rate(0, 1) == pytest.approx(2 / 3)  # a single step, in the middle of the schedule
+
+
+def test_airbench_has_its_published_schedule():
+    recipe = airbench94(epochs=8)
+    assert recipe.epochs == 8
+    assert recipe.lr == pytest.approx(1.5)
+    assert recipe.lr * recipe.weight_decay == pytest.approx(0.0153 / (1 + 1 / 0.15))
+    rates = [recipe.learning_rate(step, 10000) / 1.5 for step in (0, 2300, 9999)]
+    assert rates == pytest.approx([0.2, 1.0, 0.07], abs=1e-3)
 
 
 def test_average_follows_its_formula():

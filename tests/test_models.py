@@ -16,8 +16,13 @@ def info(shape=(1, 12, 12), classes=4):
     return DataInfo("made up", names, shape, (0.4,) * shape[0], (0.3,) * shape[0], flip=False)
 
 
+def images(like, count=40):
+    pixels = torch.randint(0, 256, (count, *like.shape), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % like.num_classes, torch.arange(count), like)
+
+
 def small(name, norm=None, **settings):
-    return build(name, info(), norm=norm, width=4, **settings)
+    return build(name, images(info()), norm=norm, width=4, **settings)
 
 
 def state(model):
@@ -39,7 +44,7 @@ def test_the_projection_of_a_block_is_a_strided_convolution():
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 64)])
 def test_scores_are_the_head_of_the_features(name, shape):
-    model = build(name, info(shape, classes=10), width=4).eval()
+    model = build(name, images(info(shape, classes=10)), width=4).eval()
     x = torch.rand(2, *shape)
     assert model(x).shape == (2, 10)
     assert model.features(x).shape == (2, model.head.in_features)
@@ -62,6 +67,30 @@ def test_build_takes_an_image_set_or_what_is_known_about_it():
     images = ImageSet(torch.zeros(2, 1, 12, 12, dtype=torch.uint8), torch.zeros(2).long(), torch.arange(2), info())
     a, b = build("convnet", images, width=4).state_dict(), small("convnet").state_dict()
     assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+def test_airbench_whitens_patches_and_starts_as_an_identity():
+    data = images(info((3, 17, 17)), 200)
+    model = build("airbench94", data, width=32)
+    whitening, normalised = model.body[0], model.normalise(data.float())
+    patches = whitening(normalised)[:, :, ::2, ::2].movedim(1, 3).flatten(0, 2)
+    own, negative = patches.split(12, 1)
+    torch.testing.assert_close(own, -negative)
+    covariance = own.T @ own / len(own)
+    torch.testing.assert_close(covariance, torch.eye(12), atol=2e-2, rtol=0)  # the eigenvalues have 5e-4 added
+    names = dict(model.named_parameters())
+    assert "body.0.bias" in names
+    assert "body.0.weight" not in names  # no training changes it, nor any client
+    first = model.body[2]
+    maps = torch.rand(2, 24, 5, 5)
+    torch.testing.assert_close(first(maps)[:, :24], maps)
+    norm = model.body[4]
+    assert norm.weight is None
+    assert norm.bias.requires_grad
+    again = build("airbench94", data, width=32, seed=1)
+    assert torch.equal(whitening.weight, again.body[0].weight)
+    with pytest.raises(ValueError, match="whitened by images"):
+        build("airbench94", info())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -98,7 +127,8 @@ def test_norm_is_choosable(name, norm):
 
 
 def test_every_network_says_where_it_is_published():
-    assert [small(name).source.split(" et al.")[0] for name in NETWORKS] == ["Zhu", "ours", "He", "Dimitrov"]
+    sources = [small(name).source.split()[0].strip(",") for name in NETWORKS]
+    assert sources == ["Zhu", "ours", "Jordan", "He", "Dimitrov"]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -112,7 +142,7 @@ def test_activation_is_choosable(activation):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "resnet"}, "unknown network 'resnet'; choose one of lenet, convnet, resnet18"),
+        ({"name": "resnet"}, "unknown network 'resnet'; choose one of lenet, convnet, airbench94"),
         ({"norm": "layer"}, "unknown norm layer 'layer'; choose one of batch, group, none"),
         ({"activation": "tanh"}, "unknown activation 'tanh'; choose one of relu, gelu"),
         ({"width": 0}, "width is 0"),
@@ -170,4 +200,5 @@ def test_vmapped_clients_equal_the_loop(name, norm, training):
         for key, buffer in alone.named_buffers():
             torch.testing.assert_close(buffers[key][client], buffer)
         if norm == "batch":
-            assert bool(alone.body[0][1].num_batches_tracked == (STEPS if training else 0))
+            counted = next(value for key, value in alone.named_buffers() if key.endswith("num_batches_tracked"))
+            assert counted == (STEPS if training else 0)

@@ -15,7 +15,9 @@ from leaklearn.learning.pseudo import (
     Alignment,
     CoMatch,
     FixMatch,
+    FreeMatch,
     MemoryBank,
+    fairness_loss,
     graph_contrastive_loss,
     one_hot,
     pseudo_label_graph,
@@ -138,6 +140,42 @@ def test_fixmatch_learns_from_hard_labels():
     assert float(losses["contrastive"]) == 0
 
 
+def test_freematch_follows_the_model():
+    recipe = SemiRecipe(follow=0.5, fairness=0.3)
+    step, labels = FreeMatch(recipe), one_hot(distributions(2))
+    t, p, h = 1 / C, [1 / C] * C, [1 / C] * C
+    kept = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        scores = tuple(torch.randn(n, C, dtype=torch.float64).mul(3) for n in (2, N, N))
+        losses = step(labels, scores, ())
+        weak, strong = ([softmax(row) for row in scores[k].tolist()] for k in (1, 2))
+        guess = [row.index(max(row)) for row in weak]
+        t = 0.5 * t + 0.5 * sum(map(max, weak)) / N
+        p = [0.5 * p[c] + 0.5 * sum(row[c] for row in weak) / N for c in range(C)]
+        h = [0.5 * h[c] + 0.5 * guess.count(c) / N for c in range(C)]
+        sure = [i for i in range(N) if max(weak[i]) >= t * p[guess[i]] / max(p)]
+        by_hand = -sum(log(strong[i][guess[i]]) for i in sure) / N
+        named = [strong[i].index(max(strong[i])) for i in sure]
+        wanted = [p[c] / h[c] for c in range(C)]
+        mean = [sum(strong[i][c] for i in sure) / len(sure) for c in range(C)]
+        found = [mean[c] * len(sure) / named.count(c) if c in named else 0.0 for c in range(C)]
+        fair = sum(w / sum(wanted) * log(f / sum(found) + 1e-12) for w, f in zip(wanted, found, strict=True))
+        assert float(losses["unlabelled"]) == pytest.approx(by_hand + 0.3 * fair)
+        kept.append(len(sure))
+    assert 0 < min(kept) < N
+    again = FreeMatch(recipe)
+    again.restore(step.state())
+    assert torch.equal(again.means, step.means)
+
+
+def test_freematch_bears_a_batch_in_which_nothing_is_sure():
+    scores = torch.zeros(0, C, requires_grad=True)
+    loss = fairness_loss(scores, torch.full((C,), 1 / C), torch.full((C,), 1 / C))
+    loss.backward()
+    assert float(loss) == 0
+
+
 def test_no_gradient_flows_through_pseudo_labels():
     scores = [torch.randn(n, C, requires_grad=True) for n in (2, N, N, N)]
     features = [directions(n).float().requires_grad_() for n in (2, N, N, N)]
@@ -162,7 +200,7 @@ SHORT = SemiRecipe(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "comatch"])
+@pytest.mark.parametrize("method", ["fixmatch", "freematch", "comatch"])
 def test_few_labels_and_many_images_beat_the_labels_alone(method):
     data = load("mnist5k")
     middle = replace(data.info, shape=(1, 14, 14))
@@ -200,7 +238,7 @@ def test_a_seed_gives_the_same_training_and_leaves_the_global_state():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "mixmatch"}, "fixmatch, comatch"),
+        ({"method": "mixmatch"}, "fixmatch, freematch, comatch"),
         ({"many": torch.zeros(3, 1, 9, 9)}, "unlabelled images are"),
         ({"many": torch.zeros(0, *INFO.shape)}, "unlabelled images are"),
     ],

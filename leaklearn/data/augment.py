@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def augment(images: Tensor, generator: torch.Generator, *, pad: int = 0, flip: bool = False, cutout: int = 0) -> Tensor:
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    pad: int = 0,
+    flip: bool | Tensor = False,
+    cutout: int = 0,
+    reflect: bool = False,
+) -> Tensor:
     """Augment every image of a batch independently; first the crop, then the flip, then the cutout.
 
     Parameters
@@ -24,10 +32,12 @@ def augment(images: Tensor, generator: torch.Generator, *, pad: int = 0, flip: b
         Zeros around the image, from which a window of its own size is cut at random: a shift by up to ``pad`` pixels
         each way (He et al., CVPR 2016). 0 leaves it out.
     flip
-        Mirror left and right with probability 1/2.
+        Mirror left and right with probability 1/2; or which ones to mirror, (N,) bool.
     cutout
         Side in pixels of one blank square with a random centre; the part beyond the border is lost, as in DeVries and
         Taylor (arXiv:1708.04552). 0 leaves it out.
+    reflect
+        Pad with the image's own pixels, mirrored at its border, in the place of zeros.
     """
     if images.ndim != 4:
         raise ValueError(f"images are (N, C, H, W), not {tuple(images.shape)}; for one image take images[None]")
@@ -35,9 +45,10 @@ def augment(images: Tensor, generator: torch.Generator, *, pad: int = 0, flip: b
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{name}={value!r} must be a whole number of pixels, 0 to leave it out")
     if pad:
-        images = _shift(images, pad, generator)
-    if flip:
-        images = _mirror(images, generator)
+        images = _shift(images, pad, generator, "reflect" if reflect else "constant")
+    if isinstance(flip, Tensor) or flip:
+        flipped = flip if isinstance(flip, Tensor) else _draw(len(images), 2, generator, images.device).bool()
+        images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
     if cutout:
         images = _blank(images, cutout, generator)
     return images
@@ -47,18 +58,13 @@ def _draw(count: int, below: int, generator: torch.Generator, device: torch.devi
     return torch.randint(below, (count,), generator=generator, device=generator.device).to(device, non_blocking=True)
 
 
-def _shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+def _shift(images: Tensor, pad: int, generator: torch.Generator, mode: str) -> Tensor:
     count, _, height, width = images.shape
     top = _draw(count, 2 * pad + 1, generator, images.device)
     left = _draw(count, 2 * pad + 1, generator, images.device)
     # every window of every image as a view (N, C, 2 pad + 1, 2 pad + 1, H, W); indexing copies the chosen ones only
-    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)
+    windows = F.pad(images, (pad, pad, pad, pad), mode).unfold(2, height, 1).unfold(3, width, 1)
     return windows[torch.arange(count, device=images.device), :, top, left]
-
-
-def _mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    flipped = _draw(len(images), 2, generator, images.device).bool()
-    return torch.where(flipped[:, None, None, None], images.flip(-1), images)
 
 
 def _blank(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

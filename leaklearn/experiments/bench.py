@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -26,7 +26,7 @@ from leaklearn.evaluation.leakage import READABLE_DB
 from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak
-from leaklearn.learning import Recipe, train
+from leaklearn.learning import Recipe, evaluate, train
 from leaklearn.models import Network, build
 
 Case = TypeVar("Case")
@@ -223,6 +223,12 @@ class Bench:
             leak = attack.reconstruct(payload, updates, seed=seed, **options)
         seconds = self.clock() - back + sent - begin
         return Exchange(attack, payload, updates, leak, truth, seconds, inversion)
+
+    @property
+    def evaluation(self) -> partial[float]:
+        """Takes a model to its test accuracy, 0..1, looked at as the recipe says."""
+        mirror = self.recipe.mirror and self.data.info.flip
+        return partial(evaluate, images=self.data.test, mirror=mirror, amp=self.recipe.amp)
 
     def worth(self, images: ImageSet | Leak, seed: int, *, network: Network | None = None, **changes: object) -> float:
         """Test accuracy, 0..1, of the learner trained on these images: what a leak is worth; an empty one, guessing.

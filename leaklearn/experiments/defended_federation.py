@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from leaklearn.attacks import GradientInversion, Loki, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
@@ -26,7 +25,6 @@ from leaklearn.federated import (
     make_clients,
 )
 from leaklearn.federated.protocols import Protocol, check_count
-from leaklearn.learning import evaluate
 from leaklearn.models import build
 
 NONE, SECURE, DETECTION, BATCH, STEPS = "none", "secure_aggregation", "detection", "larger_batch", "local_steps"
@@ -224,7 +222,7 @@ class DefendedFederation:
             self.protocol(),
             rounds=self.rounds,
             clients_per_round=self.clients_per_round,
-            evaluate=partial(evaluate, images=bench.data.test),
+            evaluate=bench.evaluation,
             evaluate_every=self.rounds,
             lr=self.lr,
             defence=self.defence,

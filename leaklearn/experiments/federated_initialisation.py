@@ -19,7 +19,7 @@ from leaklearn.data.images import ImageSet
 from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.rounds import FederationPlan
 from leaklearn.leaks import Leak
-from leaklearn.learning import evaluate, train
+from leaklearn.learning import train
 
 FROZEN = ("nothing", "body")
 """What may be left as it is in fine-tuning: nothing, or the body, all but the last layer."""
@@ -115,7 +115,7 @@ def compare_starts(
 
         for name, start in starts.items():
             begin = perf_counter()
-            row(name, 0, evaluate(start, bench.data.test), begin)
+            row(name, 0, bench.evaluation(start), begin)
         for count in sorted(set(leaked_images)):
             part, begin = leak[order[:count]], perf_counter()
             new = part.client >= first_new if newcomers else torch.ones(count, dtype=torch.bool)

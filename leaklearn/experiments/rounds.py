@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from math import inf, nan
 from typing import Any
 
@@ -16,7 +15,6 @@ from leaklearn.evaluation.closed_forms import expected_leak_rate
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, FedAvg, Federation, FedSGD, federate, make_clients
 from leaklearn.federated.protocols import Protocol, check_count
-from leaklearn.learning import evaluate
 from leaklearn.models import Network
 
 
@@ -175,7 +173,7 @@ class FederationPlan:
         """The benign federation, beginning from the bench's network; `options` go to `leaklearn.federated.federate`."""
         network = bench.network(seed) if network is None else network
         settings = {"rounds": self.rounds, "clients_per_round": self.clients_per_round, **options}
-        settings.setdefault("evaluate", partial(evaluate, images=bench.data.test))
+        settings.setdefault("evaluate", bench.evaluation)
         return federate(
             network.to(bench.device), clients, self.protocol(), seed=seed, progress=bench.progress, **settings
         )

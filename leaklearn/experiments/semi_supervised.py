@@ -72,7 +72,7 @@ def compare_labelling(
     recipe
         Of semi-supervised training.
     methods
-        ``"fixmatch"``, ``"comatch"``.
+        ``"fixmatch"``, ``"freematch"``, ``"comatch"``.
 
     Raises
     ------

@@ -142,7 +142,7 @@ def federate(
             bar.set_postfix(accuracy=f"{rows[-1]['accuracy']:.3f}")
         if observe is not None:
             observe(number, group, batches)
-        if stored.due() or number == rounds:
+        if stored.due(number == rounds):
             stored.save({"rounds": number, "rows": rows}, model=model.state_dict())
     return Federation(model, pd.DataFrame(rows), drawn)
 

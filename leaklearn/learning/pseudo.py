@@ -1,6 +1,7 @@
-"""FixMatch and CoMatch: pseudo-labels, and the losses of one batch from the scores and features of its views.
+"""FixMatch, FreeMatch, CoMatch: pseudo-labels, and the losses of one batch from the scores and features of its views.
 
 FixMatch: Sohn et al., NeurIPS 2020 (arXiv 2001.07685). CoMatch: Li, Xiong and Hoi, ICCV 2021 (arXiv 2011.11183).
+FreeMatch: Wang et al., ICLR 2023 (arXiv 2205.07246).
 N unlabelled images, C classes, D features of length one.
 """
 
@@ -89,6 +90,27 @@ def graph_contrastive_loss(first: Tensor, second: Tensor, graph: Tensor, tempera
     return -(graph * (similarity + EPSILON).log()).sum(1).mean()
 
 
+def fairness_loss(scores: Tensor, expected: Tensor, counted: Tensor) -> Tensor:
+    """How far the strong views' mean prediction is from what the model expects, class by class; FreeMatch, equation 13.
+
+    sum_c e_c log m_c, with e the expected (C,) and m the mean probabilities of `scores` (N, C), each over the share of
+    the labels that it comes with (`counted`, (C,), and that of the scores' own labels), then scaled to sum 1. Without
+    any score it is 0.
+    """
+    if not len(scores):
+        return scores.sum()
+    probabilities = scores.softmax(1)
+    shares = one_hot(probabilities).mean(0)
+    wanted, found = _shared_out(expected, counted), _shared_out(probabilities.mean(0), shares)
+    return (wanted * (found + 1e-12).log()).sum()
+
+
+def _shared_out(values: Tensor, shares: Tensor) -> Tensor:
+    """values / shares where these are above 0, else 0, scaled to sum 1."""
+    found = torch.where(shares > 0, values / shares.clamp_min(1e-12), torch.zeros_like(values))
+    return found / found.sum()
+
+
 def one_hot(probabilities: Tensor) -> Tensor:
     """The most likely class of each image, as a distribution."""
     return F.one_hot(probabilities.argmax(1), probabilities.shape[1]).to(probabilities.dtype)
@@ -128,6 +150,47 @@ class FixMatch(_Method):
             "contrastive": torch.zeros_like(sure),
             "sure": sure,
         }
+
+
+class FreeMatch(FixMatch):
+    """FixMatch with a threshold for each class that follows the model, and fair classes.
+
+    tau(c) = t p_c / max p, with t the running mean of how sure the model is, and p_c that of how likely it finds the
+    class (equations 5 to 8). A model that knows nothing yet so learns from nearly all images, and from those of a class
+    that it finds hard the longest.
+    """
+
+    def __init__(self, recipe: SemiRecipe) -> None:
+        super().__init__(recipe)
+        self.means: Tensor | None = None  # (2 C + 1,): t, then p, then the share of each label
+
+    def __call__(self, labels: Tensor, scores: tuple[Tensor, ...], features: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Losses of one batch: scores and features of the labelled images, then of each view."""
+        probabilities = scores[1].detach().softmax(1)
+        classes, guesses = probabilities.shape[1], one_hot(probabilities)
+        now = torch.cat([probabilities.amax(1).mean()[None], probabilities.mean(0), guesses.mean(0)])
+        if self.means is None:  # one class as likely as another
+            self.means = torch.full_like(now, 1 / classes)
+        self.means = self.recipe.follow * self.means + (1 - self.recipe.follow) * now
+        sure_by, expected, counted = self.means.split([1, classes, classes])
+        threshold = (sure_by * expected / expected.max())[probabilities.argmax(1)]
+        sure = (probabilities.amax(1) >= threshold).to(scores[2].dtype)
+        fair = fairness_loss(scores[2][sure.bool()], expected, counted)
+        unlabelled = (sure * F.cross_entropy(scores[2], guesses, reduction="none")).mean()
+        return {
+            "labelled": F.cross_entropy(scores[0], labels),
+            "unlabelled": unlabelled + self.recipe.fairness * fair,
+            "contrastive": torch.zeros_like(unlabelled),
+            "sure": sure.mean(),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The running means."""
+        return {} if self.means is None else {"means": self.means}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` told, into a method that has seen no batch."""
+        self.means = state.get("means")
 
 
 class CoMatch(_Method):
@@ -174,4 +237,4 @@ class CoMatch(_Method):
             self.bank.parts.extend(zip(state["features"], state["probabilities"], strict=True))
 
 
-METHODS: dict[str, type[FixMatch] | type[CoMatch]] = {"fixmatch": FixMatch, "comatch": CoMatch}
+METHODS: dict[str, type[_Method]] = {"fixmatch": FixMatch, "freematch": FreeMatch, "comatch": CoMatch}

@@ -1,4 +1,4 @@
-"""Semi-supervised training: few labelled images and many without, by FixMatch or CoMatch.
+"""Semi-supervised training: few labelled images and many without, by FixMatch, FreeMatch or CoMatch.
 
 What an attacker does with linear layer leakage, whose images are exact and have no labels: label a few by hand.
 """
@@ -87,7 +87,7 @@ def train_semi_supervised(
     many
         (N, C, H, W) uint8, or float in [0, 1]; may contain the labelled images too.
     method
-        ``"fixmatch"`` or ``"comatch"``.
+        ``"fixmatch"``, ``"freematch"`` or ``"comatch"``.
     recipe
         Settings; None: those of the CoMatch paper, made for days on a GPU.
     test, info, seed, device, progress
@@ -111,7 +111,7 @@ def train_semi_supervised(
     if many.ndim != 4 or tuple(many.shape[1:]) != tuple(info.shape) or not len(many):
         raise ValueError(f"unlabelled images are {tuple(many.shape)}, but those of {info.name} are (N, *{info.shape})")
     many, test = many.to(device), test.to(device)
-    network = build(model, info, seed=seed) if isinstance(model, str) else deepcopy(model)
+    network = build(model, test, seed=seed) if isinstance(model, str) else deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Embedded(network, recipe.embedding).to(device, memory_format=torch.channels_last)
@@ -137,7 +137,7 @@ def _fit(
 ) -> pd.DataFrame:
     generator = Generator(images.device).manual_seed(seed)
     optimiser = sgd(net, recipe.lr, recipe.momentum, recipe.weight_decay)
-    precision = precision_of(None, images.device)
+    precision = precision_of(None, images.device, net.network)
     step = METHODS[method](recipe)
     classes = net.network.head.out_features
     rows, totals, done = [], [], 0
@@ -181,7 +181,8 @@ def _fit(
             bar.set_postfix(sure=f"{means[4]:.2f}", test=f"{accuracy:.3f}")
             totals = []
         # Only between blocks has the generator drawn for what is done, and no more.
-        if number + 1 == recipe.steps or (stored.due() and (number + 1) % _block(recipe) == 0):
+        finished = number + 1 == recipe.steps
+        if stored.due(finished) and (finished or (number + 1) % _block(recipe) == 0):
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
             history |= {"totals": torch.stack(totals)} if totals else {}
             parts = state_of(net, optimiser, generator, average) | {"history": history, "method": step.state()}

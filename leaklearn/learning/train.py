@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from leaklearn.data.augment import augment
 from leaklearn.learning.recipe import Recipe, default_pad
-from leaklearn.models import build
+from leaklearn.models import ARCHITECTURES, build
 from leaklearn.store import State, entry
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 HISTORY_ROWS = 100
 """Rows of history at most: passes over a few images take milliseconds, evaluating each would take most of the time."""
+
+LOOKAHEAD = 0.95
+"""What slow weights keep of themselves for each step at the end; less before, by the cube of the share of the steps."""
 
 EVALUATED = 500
 """Images in one forward pass of `evaluate`; bounds the memory."""
@@ -102,7 +105,7 @@ def train(
         raise ValueError(f"evaluate_every is {evaluate_every!r}; it is a whole number of epochs, 0 for only at the end")
     images, labels = labelled(data, info)
     images, labels, test = images.to(device), labels.to(device), test.to(device)
-    model = build(model, info, seed=seed) if isinstance(model, str) else deepcopy(model)
+    model = build(model, test, seed=seed) if isinstance(model, str) else deepcopy(model)
     # oneDNN and cuDNN convolve channels_last tensors faster: a quarter less time for the ConvNet on two cores.
     model = model.to(device, memory_format=torch.channels_last)
     history = _fit(model, images, labels, test, info, recipe, seed, evaluate_every, progress)
@@ -123,13 +126,15 @@ def _fit(
 ) -> pd.DataFrame:
     """Train ``model`` in place; returns the history."""
     generator = Generator(images.device).manual_seed(seed)
-    optimiser = sgd(model, recipe.lr, recipe.momentum, recipe.weight_decay)
-    precision = precision_of(recipe.amp, images.device)
+    optimiser = sgd(model, recipe.lr, recipe.momentum, recipe.weight_decay, recipe.norm_lr)
+    precision = precision_of(recipe.amp, images.device, model)
     scaler = torch.amp.GradScaler(images.device.type, enabled=precision == torch.float16)
     pad = default_pad(info.shape[1]) if recipe.pad is None else recipe.pad
     flip = info.flip if recipe.flip is None else recipe.flip
     total, batches = recipe.total_steps(len(images)), recipe.batches(len(images))
     row_steps = batches * max(1, -(-total // (batches * HISTORY_ROWS)))
+    turned = torch.rand(len(images), generator=generator, device=images.device) < 0.5 if recipe.alternate else None
+    slow = {name: value.clone() for name, value in model.state_dict().items()} if recipe.lookahead else {}
     rows, losses, hits, seen, epoch, step = [], [], [], 0, 0, 0
     # What is trained decides the result too, and is in no tensor.
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -140,6 +145,7 @@ def _fit(
     if (state := stored.load()) is not None:
         restore(state, model, optimiser, generator)
         scaler.load_state_dict(state.values["scaler"])
+        slow = {name: value.to(images.device) for name, value in state.part("slow").items()}
         rows = state.tensors["history/rows"].tolist()
         epoch, step = int(rows[-1][0]), int(rows[-1][1])
     start = perf_counter() - (rows[-1][-1] if rows else 0.0)
@@ -150,10 +156,11 @@ def _fit(
         order = torch.randperm(len(images), generator=generator, device=images.device)
         epoch += 1
         for chosen in order.tensor_split(batches)[: total - step]:
-            x = augment(as_float(images[chosen]), generator, pad=pad, flip=flip)
+            mirrored = turned[chosen] ^ bool(epoch % 2) if flip and recipe.alternate else flip
+            x = augment(as_float(images[chosen]), generator, pad=pad, flip=mirrored, reflect=recipe.reflect)
             y = labels[chosen]
             for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate(step, total)
+                group["lr"] = group["times"] * recipe.learning_rate(step, total)
             with torch.autocast(images.device.type, precision, enabled=precision is not None):
                 scores = model(x.to(memory_format=torch.channels_last))
                 loss = cross_entropy(scores, y, label_smoothing=recipe.label_smoothing)
@@ -165,6 +172,8 @@ def _fit(
             hits.append((scores.detach().argmax(1) == y).sum())
             seen += len(y)
             step += 1
+            if recipe.lookahead and step % recipe.lookahead == 0:
+                fall_back(model, slow, LOOKAHEAD**recipe.lookahead * (step / total) ** 3)
             bar.update()
         if step < total and step % row_steps:
             continue
@@ -175,33 +184,49 @@ def _fit(
                 f"lengthen warmup ({recipe.warmup}) or check the images"
             )
         due = step == total or (evaluate_every and (len(rows) + 1) % evaluate_every == 0)
-        accuracy = evaluate(model, test) if due else float("nan")
+        look = {"mirror": recipe.mirror and info.flip, "amp": recipe.amp}
+        accuracy = evaluate(model, test, **look) if due else float("nan")
         train_accuracy = torch.stack(hits).sum().item() / seen
         rows.append((epoch, step, mean_loss, train_accuracy, accuracy, perf_counter() - start))
         losses, hits, seen = [], [], 0
         bar.set_postfix(loss=f"{mean_loss:.3f}", test=f"{accuracy:.3f}")
-        if stored.due() or step == total:
+        if stored.due(step == total):
             history = {"rows": torch.tensor(rows, dtype=torch.float64)}
-            stored.save({"scaler": scaler.state_dict()}, **state_of(model, optimiser, generator), history=history)
+            parts = state_of(model, optimiser, generator) | {"history": history, "slow": slow}
+            stored.save({"scaler": scaler.state_dict()}, **parts)
     bar.close()
     log.info("trained %d steps on %d images: test accuracy %.4f", total, len(images), rows[-1][4])
     columns = ["epoch", "step", "loss", "train_accuracy", "test_accuracy", "seconds"]
     return pd.DataFrame(rows, columns=columns).astype({"epoch": int, "step": int})
 
 
-def evaluate(model: nn.Module, images: ImageSet) -> float:
+@torch.no_grad()
+def fall_back(model: nn.Module, slow: dict[str, Tensor], keep: float) -> None:
+    """Move slow weights by 1 - `keep` towards the model's, and set the model to them (Zhang et al., NeurIPS 2019)."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(slow[name].lerp_(value, 1 - keep))
+
+
+def evaluate(model: nn.Module, images: ImageSet, *, mirror: bool = False, amp: str | None = None) -> float:
     """Accuracy of a model on labelled images: the share whose largest score is their label's, 0..1.
 
     The model takes float images in [0, 1]; it is evaluated in eval mode on its own device and left in the modes it was
-    in. The images are an `ImageSet`, or anything with ``images`` (uint8 or float in [0, 1]) and a label for each.
+    in. The images are an `ImageSet`, or anything with ``images`` (uint8 or float in [0, 1]) and a label for each. With
+    `mirror` an image's scores are the means of its own and its mirror image's; `amp` is as in `Recipe`.
     """
     pixels, labels = labelled(images, None)
     device = next(model.parameters()).device
+    precision = precision_of(amp, device, model)
+
+    def scores(x: Tensor) -> Tensor:
+        x = as_float(x.to(device)).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            return model(x).float() + model(x.flip(3)).float() if mirror else model(x)
+
     with evaluating(model), torch.inference_mode():
-        right = [
-            (model(as_float(x.to(device)).to(memory_format=torch.channels_last)).argmax(1) == y.to(device)).sum()
-            for x, y in zip(pixels.split(EVALUATED), labels.split(EVALUATED), strict=True)
-        ]
+        parts = zip(pixels.split(EVALUATED), labels.split(EVALUATED), strict=True)
+        right = [(scores(x).argmax(1) == y.to(device)).sum() for x, y in parts]
     return torch.stack(right).sum().item() / len(labels)
 
 
@@ -246,25 +271,43 @@ def labelled(data: Any, info: DataInfo | None) -> tuple[Tensor, Tensor]:
     return images, labels.long()
 
 
-def sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum on what can be trained: weights with decay, vectors (biases, norm layers) without."""
+def sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float, norm_lr: float = 1.0) -> torch.optim.SGD:
+    """SGD with Nesterov momentum on what can be trained: weights with decay, vectors (biases, norm layers) without.
+
+    Each group has the factor `times` on the learning rate: `norm_lr` for norm layers, else 1.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError("the model has no trainable parameters; call requires_grad_(True) on what is to be trained")
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)]
+    of_norms = {id(parameter) for module in norms for parameter in module.parameters()}
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay, "times": 1.0},
+        {"params": [p for p in trainable if p.ndim <= 1 and id(p) not in of_norms], "weight_decay": 0.0, "times": 1.0},
+        {"params": [p for p in trainable if id(p) in of_norms], "weight_decay": 0.0, "times": norm_lr},
     ]
     return torch.optim.SGD([group for group in groups if group["params"]], lr, momentum, nesterov=momentum > 0)
 
 
-def precision_of(amp: str | None, device: torch.device) -> torch.dtype | None:
-    """The type that autocast computes in, None for full precision."""
-    if amp is None:
-        if device.type != "cuda":
-            return None
+def precision_of(amp: str | None, device: torch.device, model: nn.Module) -> torch.dtype | None:
+    """The type that autocast computes in, None for full precision.
+
+    None chooses: on a GPU bf16 where it has that, else fp16; on a CPU bf16 where it has instructions for it and the
+    network was measured to gain (`leaklearn.models.Architecture.bf16`), else full precision.
+    """
+    if amp is not None:
+        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+    settings = getattr(model, "settings", {})
+    gains = settings.get("name") in ARCHITECTURES and ARCHITECTURES[settings["name"]].bf16
+    return torch.bfloat16 if device.type == "cpu" and gains and cpu_has_bf16() else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 by instructions of its own: AVX512-BF16, AMX, or Arm's."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -91,6 +91,7 @@ _NAMES: dict[str, Name] = {
     # learning from few labels, and from the federated model
     "labelled_only": Name("labelled images alone", _BLACK, "v"),
     "fixmatch": Name("FixMatch", _VERMILION, "s"),
+    "freematch": Name("FreeMatch", _GREEN, "^"),
     "comatch": Name("CoMatch", _PURPLE, "o"),
     "all_labels": Name("the leak with all labels", _BLUE, "D"),
     "scratch": Name("from scratch", _BLUE, "o"),
