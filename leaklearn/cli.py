@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
@@ -24,6 +25,9 @@ examples:
   leaklearn reproduce --preset smoke --only 02 90     two of them at their own defaults
   leaklearn reproduce --only 03 --set "seeds=[0, 1]" dataset=cifar10
   leaklearn reproduce --list                          notebooks, their parameters and the presets
+  nohup leaklearn reproduce --preset paper --nice 19 --jobs 1 &      hours, on what others leave of the machine;
+                                                      the same command goes on after a kill
+  leaklearn status --preset paper                     what is done, what runs, what is left and for how long
   leaklearn data                                      data sets: here or not, where, how to get them
 
 Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
@@ -52,7 +56,9 @@ def main(arguments: Sequence[str] | None = None, paths: Paths = REPOSITORY) -> i
     except OSError as error:
         return _fail(1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
-        return _fail(130, "interrupted; the results of notebooks that had finished are kept")
+        return _end(_fail(130, "interrupted; the results of notebooks that had finished are kept"))
+    except Terminated:
+        return _end(_fail(143, "terminated; the results of notebooks that had finished are kept"))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,8 +93,16 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="stop after so many seconds with exit code 75; the same command goes on from there",
     )
+    command.add_argument("--again", action="store_true", help="run what is finished too, and train everything anew")
+    command.add_argument(
+        "--nice", type=int, default=0, metavar="N", help="leave the cores to others, the more the larger N, up to 19"
+    )
     command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
     command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser("status", help="what of a preset is done, what runs, what is left and for how long")
+    command.add_argument("--preset", default="laptop", help=presets)
+    command.set_defaults(run=_status)
 
     command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
     command.set_defaults(run=_data)
@@ -112,9 +126,12 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
     from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
 
     if options.list:
-        _say(progress.listing(jobs, paths))
+        _say(progress.listing(jobs, options.preset, paths))
         return 0
-    with progress.Progress(work=progress.expected_work(jobs, options.preset, paths)) as shown:
+    if options.nice:
+        os.nice(options.nice)
+    work = progress.expected_work(jobs, options.preset, paths)
+    with progress.Progress(work=work, took=progress.last_took(jobs, options.preset, paths)) as shown:
         outcomes, report = reproduce(
             options.preset,
             options.only,
@@ -122,6 +139,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
             paths=paths,
             at_once=options.jobs,
             slice_seconds=options.slice,
+            again=options.again,
             on_start=shown.start,
             on_cell=shown.cell,
             on_outcome=shown.outcome,
@@ -137,6 +155,14 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
             GO_ON, f"the slice is over, {len(waiting)} of {len(outcomes)} notebooks go on with the same command"
         )
     return 1 if failed else 0
+
+
+def _status(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn.runner import progress, status
+
+    rows, left = status.status(options.preset, paths)
+    _say(f"{progress.aligned(rows)}\n\n{options.preset}: {left}")
+    return 0
 
 
 def _data(options: argparse.Namespace, paths: Paths) -> int:
@@ -177,9 +203,20 @@ def _readme(options: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
+class Terminated(BaseException):
+    """SIGTERM has come."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    """Turn SIGTERM into an exit that ends the kernel too."""
-    raise SystemExit(128 + number)
+    """Turn SIGTERM into an exception, so that kernels end too."""
+    raise Terminated
+
+
+def _end(code: int) -> int:
+    """Give the exit code back; or end at once where threads still wait for kernels that are dead."""
+    if threading.active_count() > 1:
+        os._exit(code)
+    return code
 
 
 def _say(text: str) -> None:

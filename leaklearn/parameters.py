@@ -37,6 +37,13 @@ def tagged(notebook: Path, tag: str) -> list[str]:
         raise ValueError(f"cannot read the notebook {notebook}: {error!r}") from error
 
 
+def code(notebook: Path) -> str:
+    """What a notebook computes: its code cells one after another, without that of the parameters."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    chosen = [cell for cell in cells if cell["cell_type"] == "code" and TAG not in cell["metadata"].get("tags", [])]
+    return "\n".join("".join(cell["source"]) for cell in chosen)
+
+
 def parse(source: str, where: str = "the parameters cell") -> dict[str, Parameter]:
     """Parameters in the source text of a parameters cell; `where` names it in errors.
 

@@ -5,10 +5,10 @@ All entries lie in one folder. `LEAKLEARN_STORE` names it, for everything that i
 for the inversions of whole federations; otherwise nothing is.
 
 An entry is one safetensors file, never a pickle, written whole or not at all. Its name is the SHA-256 of all that
-decides the result: the settings, the tensors, torch's version, and the source of what computes it. That source is the
-files that define the attack, the trainer or the federation, and every module of this package that these import,
-directly or through others (`source_of`). Imports flow one way, so no experiment, chart or report is among them: editing
-those loses nothing, and other settings or another version of an attack never take the entry for theirs.
+decides the result: the settings, the tensors, torch's version and threads, and the source of what computes it. That
+source is the files that define the attack, the trainer or the federation, and every module of this package that these
+import, directly or through others (`source_of`). Imports flow one way, so no experiment, chart or report is among them:
+editing those loses nothing, and other settings or another version of an attack never take the entry for theirs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -42,6 +43,8 @@ FOLDER = "LEAKLEARN_STORE"
 
 EVERY = 20.0
 """Seconds of work that a killed computation loses at most, beside one step of its own."""
+WORTH = 3.0
+"""Seconds that a finished computation has taken at least for its result to be kept."""
 
 
 class State(NamedTuple):
@@ -88,9 +91,9 @@ class Entry:
             log.warning("%s is damaged (%s) and not used", self.path, error)
             return None
 
-    def due(self) -> bool:
-        """Whether the last state is `EVERY` seconds old."""
-        return self.path is not None and monotonic() - self._saved >= EVERY
+    def due(self, finished: bool = False) -> bool:
+        """Whether the last state is `EVERY` seconds old; of a result, once it is finished, `WORTH` seconds."""
+        return self.path is not None and monotonic() - self._saved >= (WORTH if finished else EVERY)
 
     def save(self, values: Mapping[str, Any], **parts: Mapping[str, Tensor]) -> None:
         """Keep plain values, and tensors as `part/tensor`; the file before is replaced by the complete new one."""
@@ -135,6 +138,7 @@ def entry(
         "tensors": fingerprint(tensors),
         "source": source_of(*made_by),
         "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
     }
     about = json.loads(json.dumps(described))
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
@@ -174,6 +178,25 @@ def source_of(*makers: object) -> str:
     return hashlib.sha256("".join(sorted(_file_digest(file) for file in files)).encode()).hexdigest()
 
 
+def source_of_code(code: str) -> str:
+    """SHA-256 of code, as of a notebook's cells, and of all that it computes with.
+
+    That is every module of this package that the code imports, directly, through others or as `ll.<name>`, but for what
+    only shows results: reports and widgets.
+    """
+    lines = [line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))]  # IPython's own commands
+    code = "\n".join(lines)
+    shown = [Path(__file__).resolve().parent / part for part in ("report", "widgets")]
+    files: set[Path] = set()
+    waiting = _imports_of(code)
+    while waiting:
+        file = waiting.pop()
+        if file not in files and not any(file.is_relative_to(part) for part in shown):
+            files.add(file)
+            waiting += _imported(file)
+    return hashlib.sha256("".join([code, *sorted(map(_file_digest, files))]).encode()).hexdigest()
+
+
 def _digest(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> str:
     """SHA-256 of an entry's content."""
     content = fingerprint(sorted(tensors.items())) + json.dumps(values, sort_keys=True)
@@ -199,9 +222,16 @@ def _with_imports(file: Path) -> set[Path]:
 
 @functools.cache
 def _imported(file: Path) -> list[Path]:
-    """The modules of this package that a file imports, whole or in part."""
+    """The modules of this package that a file imports."""
+    return _imports_of(file.read_text(encoding="utf-8"))
+
+
+def _imports_of(code: str) -> list[Path]:
+    """The modules of this package that code imports, whole or in part."""
     names = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "ll":
+            names.append(f"{__package__}.{import_module(__package__)._ORIGIN.get(node.attr, node.attr)}")
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

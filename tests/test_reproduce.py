@@ -159,6 +159,37 @@ def test_interrupted_it_ends_its_kernel_and_clears_up(tmp_path, number, code):
     assert list((paths.outputs / "smoke").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("wait", [0.0, 0.4])
+def test_a_signal_as_a_notebook_starts_ends_everything_at_once(tmp_path, number, times, wait):
+    """A kernel that is just being made is no child yet when the signal comes; further signals come during clean-up."""
+    paths = make(tmp_path)
+    add_notebook(paths, "00_first", *reporting_cells(paths, "00_first"))
+    for name in ("01_second", "02_third"):
+        add_notebook(paths, name, *reporting_cells(paths, name, before_finish="import time; time.sleep(4)"))
+    program = (
+        "import signal, sys; from pathlib import Path\n"
+        "from leaklearn.cli import main; from leaklearn.files import Paths\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.exit(main(['reproduce', '--preset', 'smoke', '--jobs', '1'], Paths(Path({str(tmp_path)!r}))))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    assert any("00_first" in line and "ok" in line for line in runner.stderr)
+    time.sleep(wait)
+    family, begin = psutil.Process(runner.pid), time.monotonic()
+    kernels = family.children(recursive=True)
+    for _ in range(times):
+        runner.send_signal(number)
+        time.sleep(0.05)
+        kernels += family.children(recursive=True) if psutil.pid_exists(runner.pid) else []
+    runner.communicate(timeout=60)
+    assert time.monotonic() - begin < 2
+    assert runner.returncode == 128 + number
+    assert not any(kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE for kernel in kernels)
+    assert {path.name for path in (paths.outputs / "smoke").iterdir()} == {"00_first"}
+
+
 def test_a_copy_that_a_full_disk_has_cut_is_removed(tmp_path, monkeypatch):
     paths = make(tmp_path)
     add_notebook(paths, "00_full", *reporting_cells(paths, "00_full"))

@@ -1,15 +1,19 @@
-"""Runs in slices: what is finished is not run again, what is not goes on where its state was left."""
+"""What is finished is not run again, what is not goes on where its state was left; in slices, and after a kill."""
 
 import json
 import os
+import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from tiny_project import add_notebook, make, reporting_cells
 
 from leaklearn import cli
-from leaklearn.runner.plan import READS_OTHERS
+from leaklearn.files import Paths, write_json
+from leaklearn.runner.plan import READS_OTHERS, Job
 from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
+from leaklearn.runner.status import Log, is_finished, made_by, running, status
 from leaklearn.store import FOLDER
 
 # Counts to 3 on disk; whoever counts from the beginning falls asleep at 2.
@@ -51,6 +55,10 @@ def test_slices_end_with_the_whole(project):
     assert again == started
     assert pd.read_csv(project.results("laptop", "01_long") / "count.csv")["begun"].item() == 2
 
+    anew, _ = reproduce("laptop", only=["00"], paths=project, again=True)
+    assert not anew[0].before
+    assert json.loads((project.results("laptop", "00_quick") / "provenance.json").read_text())["started"] > started
+
     third, _ = reproduce("laptop", assignments=["steps=4"], paths=project, slice_seconds=100)
     assert [outcome.error for outcome in third] == ["", "", ""]
     assert pd.read_csv(project.results("laptop", "00_quick") / "numbers.csv")["steps"].item() == 4
@@ -68,3 +76,63 @@ def test_a_slice_is_longer_than_nothing(project, capsys, seconds):
     assert cli.main(["reproduce", "--preset", "laptop", "--slice", seconds], project) == 2
     assert "above 0" in capsys.readouterr().err
     assert not project.outputs.exists()
+
+
+def test_other_sources_or_versions_or_a_lost_file_are_no_finished_notebook(project, monkeypatch):
+    job = Job("00_quick", {"preset": "laptop"})
+    assert not is_finished(job, "laptop", project)
+    reproduce("laptop", only=["00"], paths=project)
+    assert is_finished(job, "laptop", project)
+    assert not is_finished(Job("00_quick", {"preset": "laptop", "steps": 9}), "laptop", project)
+    assert not is_finished(replace(job, reads_others=True), "laptop", project)
+    with monkeypatch.context() as other:
+        other.setattr("leaklearn.runner.status.provenance.versions", dict)
+        assert not is_finished(job, "laptop", project)
+    with monkeypatch.context() as other:  # a module that the notebook imports has been edited
+        other.setattr("leaklearn.store._file_digest", lambda file: "edited" if file.name == "files.py" else "")
+        assert not is_finished(job, "laptop", project)
+    moved = project.results("laptop", "00_quick") / "numbers.csv"
+    content = moved.read_text()
+    moved.unlink()
+    assert not is_finished(job, "laptop", project)
+    moved.write_text(content)
+    add_notebook(project, "00_quick", *reporting_cells(project, "00_quick", before_finish="steps + 1"))
+    assert not is_finished(job, "laptop", project)
+
+
+def test_a_moved_project_and_unrelated_code_leave_it_finished(project, tmp_path, monkeypatch):
+    # The notebook's own text names no folder here, as the real ones do not.
+    named = f", paths=Paths(Path({str(project.root)!r}))"
+    cells = [cell.replace(named, "") for cell in reporting_cells(project, "00_quick")]
+    add_notebook(project, "00_quick", *cells)
+    made = made_by(Job("00_quick"), project)
+    elsewhere = Paths(tmp_path / "elsewhere")
+    shutil.copytree(project.notebooks, elsewhere.notebooks)
+    assert made_by(Job("00_quick"), elsewhere) == made
+    monkeypatch.setattr("leaklearn.store._file_digest", lambda file: file.name + "edited" * (file.name == "spear.py"))
+    first = made_by(Job("00_quick"), project)
+    monkeypatch.setattr("leaklearn.store._file_digest", lambda file: file.name)
+    assert made_by(Job("00_quick"), project) == first
+
+
+def test_status_tells_what_is_done_what_runs_and_what_is_left(project, capsys):
+    assert cli.main(["status"], project) == 0
+    told = capsys.readouterr().out
+    assert "laptop: 0 of 3 notebooks are done; left: 3 that never ran; nothing runs: `leaklearn reproduce" in told
+    reproduce("laptop", only=["00"], paths=project)
+    write_json(project.results("laptop", "00_quick") / "provenance.json", {"seconds": 7200.0})  # of other sources
+    rows, left = status("laptop", project)
+    assert rows[0]["state"].startswith("to do: what is there, of 20")
+    assert left.startswith("0 of 3 notebooks are done; about 2.0 h left and 2 that never ran; nothing runs")
+    with Log("laptop", project, at_once=2) as log:
+        log.cell("01_long", 3)
+        log.cell("00_quick", 1)
+        rows, left = status("laptop", project)
+        assert rows[1]["state"] == "runs for 0 s, cell 3"
+        assert left == "0 of 3 notebooks are done; about 60 min left and 2 that never ran"
+        log.outcome("01_long")
+        assert "01_long" not in running("laptop", project)
+    assert running("laptop", project) == {}
+    dead = project.outputs / "laptop" / ".run.999999999.json"
+    write_json(dead, {"process": 999999999, "at_once": 1, "running": {"00_quick": {"begun": 0, "cell": 1}}})
+    assert running("laptop", project) == {}

@@ -31,6 +31,7 @@ def kept(tmp_path, monkeypatch):
     """The store's folder, written at every chance."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "store"))
     monkeypatch.setattr(store, "EVERY", 0.0)
+    monkeypatch.setattr(store, "WORTH", 0.0)
     return tmp_path / "store"
 
 
@@ -71,7 +72,7 @@ def test_training_goes_on(mnist5k, kept, kill, monkeypatch):
     kill(2)
     with pytest.raises(Killed):
         run()
-    monkeypatch.setattr(store.Entry, "due", lambda self: False)
+    monkeypatch.setattr(store.Entry, "due", lambda self, finished=False: False)
     resumed = run()
     same(whole.model.state_dict(), resumed.model.state_dict())
     pd.testing.assert_frame_equal(without_seconds(whole.history), without_seconds(resumed.history))
@@ -99,7 +100,7 @@ def test_frozen_parts_are_another_training(mnist5k, kept):
     assert not torch.equal(frozen.model.state_dict()[name], all_of_it.model.state_dict()[name])
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "comatch"])
+@pytest.mark.parametrize("method", ["fixmatch", "freematch", "comatch"])
 def test_semi_supervised_training_goes_on(mnist5k, kept, kill, monkeypatch, method):
     monkeypatch.setattr("leaklearn.learning.semi_supervised.AUGMENTED", 64)
     recipe = SemiRecipe(steps=24, batch_size=8, ratio=2, ema=0.9, bank_batches=2, align_batches=3)

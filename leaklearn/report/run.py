@@ -22,6 +22,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -29,12 +30,16 @@ from leaklearn import parameters
 from leaklearn.files import REPOSITORY, Paths, plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.report import provenance
 from leaklearn.report.tables import check_keys
+from leaklearn.store import source_of_code
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPOSITORY) -> "Run":
     """Begin a run: take the parameters' values from the notebook and make an empty folder for its results.
+
+    From here on torch computes with as many threads as the parameter `threads` says, 1 where there is none: their
+    number decides how sums are rounded, so that it must follow neither from the machine nor from what else runs.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     ------
     ValueError
         If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
-        apart), there are no `datasets` or no `seeds`, or `preset` cannot be a folder's name.
+        apart), there are no `datasets` or no `seeds`, `threads` is below 1, or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -66,6 +71,10 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
             raise ValueError(f"{notebook}: {name} is {value}; give each value once")
         if name in ("datasets", "seeds") and value == []:
             raise ValueError(f"{notebook}: {name} is empty; give at least one value")
+    threads = values.get("threads", 1)
+    if threads < 1:
+        raise ValueError(f"{notebook}: threads is {threads}; at least one computes")
+    torch.set_num_threads(threads)
     preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
     return Run(notebook, preset, values, paths)
 
@@ -175,6 +184,7 @@ class Run:
             "peak_memory_mib": provenance.peak_memory_mib(),
             "device": provenance.device(),
             "versions": provenance.versions(),
+            "source": source_of_code(parameters.code(self.paths.notebook(self.notebook))),
             "git": provenance.commit(self.paths.root),
             "headline": self._headline,
             "captions": self.captions,

@@ -17,6 +17,7 @@ from leaklearn import parameters
 from leaklearn.files import Paths, read_json
 from leaklearn.runner.plan import Job, presets
 from leaklearn.runner.reproduce import TIME_IS_UP, Outcome
+from leaklearn.runner.status import duration, recorded
 
 HEARTBEAT = 60.0  # seconds between signs of life in a log
 TELLING = 0.02  # share of the work that must be done before the time left can be told
@@ -25,12 +26,18 @@ TELLING = 0.02  # share of the work that must be done before the time left can b
 class Progress:
     """Progress over the notebooks of a run, written to `stream`, by default standard error; use it in a `with`.
 
-    The time left is told from the `work`: each notebook's share in any unit, and its cells (`expected_work`).
+    The time left is told from the `work`: each notebook's share in any unit, and its cells (`expected_work`). `took`:
+    seconds of the notebooks that have run before.
     """
 
-    def __init__(self, stream: TextIO | None = None, work: Mapping[str, tuple[float, int]] | None = None) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        work: Mapping[str, tuple[float, int]] | None = None,
+        took: Mapping[str, float] | None = None,
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._work = dict(work or {})
+        self._work, self._took = dict(work or {}), dict(took or {})
         self._done: set[str] = set()
         self._first = time.monotonic()
         self._bar: tqdm | None = None
@@ -59,7 +66,8 @@ class Progress:
         if notebook not in self._begun:
             self._begun[notebook] = self._spoken[notebook] = now
             if self._bar.disable:
-                self._write(f"{notebook} starts")
+                took = f", about {duration(self._took[notebook])} when it last ran" if notebook in self._took else ""
+                self._write(f"{notebook} starts{took}")
         if self._bar.disable and now - self._spoken[notebook] >= HEARTBEAT:
             self._spoken[notebook] = now
             told = f"{notebook}: cell {number} starts after {now - self._begun[notebook]:.0f} s"
@@ -70,6 +78,9 @@ class Progress:
     def outcome(self, outcome: Outcome) -> None:
         """Say how a notebook went."""
         how = f"FAILED: {outcome.error}" if outcome.error else "ok"
+        if outcome.before:
+            how = "done before, with the same parameters by the same sources, charts aside (--again runs it anew)"
+            self._work.pop(outcome.notebook, None)
         self._write(f"{outcome.notebook}: {outcome.seconds:.1f} s, {_mib(outcome)} MiB, {how}")
         self._running.pop(outcome.notebook, None)
         self._done.add(outcome.notebook)
@@ -115,6 +126,12 @@ def expected_work(jobs: Sequence[Job], preset: str, paths: Paths) -> dict[str, t
     return {name: (ran if known else minutes, cells) for name, (ran, minutes, cells) in found.items()}
 
 
+def last_took(jobs: Sequence[Job], preset: str, paths: Paths) -> dict[str, float]:
+    """Seconds of each notebook when it last ran under this preset; without those that never did."""
+    found = {job.notebook: recorded(job.notebook, preset, paths).get("seconds") for job in jobs}
+    return {notebook: seconds for notebook, seconds in found.items() if seconds}
+
+
 def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Result, seconds and peak memory of each notebook as aligned text."""
     rows = [
@@ -129,9 +146,9 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     return "\n" + aligned(rows)
 
 
-def listing(jobs: Sequence[Job], paths: Paths) -> str:
-    """The notebooks with the parameters they would be given, and the presets, as text."""
-    blocks = []
+def listing(jobs: Sequence[Job], preset: str, paths: Paths) -> str:
+    """The notebooks with what they took last and the parameters they would be given, and the presets, as text."""
+    blocks, took = [], last_took(jobs, preset, paths)
     for job in jobs:
         declared = parameters.read(paths.notebook(job.notebook)).values()
         rows = [
@@ -143,7 +160,10 @@ def listing(jobs: Sequence[Job], paths: Paths) -> str:
             }
             for each in declared
         ]
-        blocks.append(f"{job.notebook}\n{aligned(rows, header=False)}")
+        last = f", about {duration(took[job.notebook])} when it last ran" if job.notebook in took else ""
+        blocks.append(f"{job.notebook}{last}\n{aligned(rows, header=False)}")
+    if took:
+        blocks.append(f"{len(took)} of {len(jobs)} notebooks took {duration(sum(took.values()))} in all")
     return "\n\n".join([*blocks, f"presets: {', '.join(presets(paths))}"])
 
 

@@ -3,37 +3,39 @@
 Each notebook saves its own results by way of `leaklearn.report`, which puts them in place only when complete. The
 runner adds the executed copy: `notebook.ipynb` after a success, `notebook.failed.ipynb` after a failure.
 
-A run can be cut into slices of a fixed length, for machines that are lent for minutes. A slice ends with its kernels
-killed in the middle of a cell. The next one skips the notebooks that are finished, runs the others from their first
-cell, and finds the long computations of each where they were left (`leaklearn.store`).
+The same command goes on after a kill: it skips the notebooks that are finished, runs the others from their first cell,
+and finds the long computations of each where they were left (`leaklearn.store`). A run can be cut into slices of a
+fixed length, for machines that are lent for minutes; a slice ends with its kernels killed in the middle of a cell.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Event, Thread, current_thread, main_thread
 
 import papermill
 import psutil
 from ipykernel.kernelspec import get_kernel_dict
 from papermill.exceptions import PapermillExecutionError
 
-from leaklearn import parameters
-from leaklearn.files import REPOSITORY, Paths, plain, read_json, remove_abandoned
-from leaklearn.report import html, provenance
+from leaklearn.files import REPOSITORY, Paths, read_json, remove_abandoned
+from leaklearn.report import html
 from leaklearn.runner.plan import Job, plan
+from leaklearn.runner.status import Log, is_finished, recorded
 from leaklearn.store import FOLDER
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
 MOST_AT_ONCE = 4
+REAPING = 0.5  # seconds that an interrupted run waits for its kernels' end, which it has brought about
 
 TIME_IS_UP = "time is up"
 """The error of a notebook that the end of a slice found unfinished."""
@@ -49,6 +51,7 @@ class Outcome:
     error: str  # what stopped it, in one line; empty when it ran to its end
     seconds: float  # from start to end, kernel included
     peak_mib: float  # largest resident memory of the kernel, as its provenance says; NaN where it wrote none
+    before: bool = False  # it was finished before this run
 
 
 def reproduce(
@@ -59,11 +62,15 @@ def reproduce(
     paths: Paths = REPOSITORY,
     at_once: int | None = None,
     slice_seconds: float | None = None,
+    again: bool = False,
     on_start: Callable[[list[Job]], None] = lambda jobs: None,
     on_cell: OnCell = lambda notebook, cell: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
 ) -> tuple[list[Outcome], Path]:
-    """Run the notebooks of a preset, then write its report.
+    """Run the notebooks of a preset that are not finished, then write its report.
+
+    Finished is what these sources have made with these parameters (`leaklearn.runner.status.is_finished`). The long
+    computations of a notebook that was killed are found where they were left.
 
     Parameters
     ----------
@@ -72,7 +79,9 @@ def reproduce(
     at_once
         Notebooks that run at a time, which share the cores; by default as `notebooks_at_once` says.
     slice_seconds
-        Stop after so many seconds, store the states of long computations, and skip what an earlier slice has finished.
+        Stop after so many seconds; the same call then goes on.
+    again
+        Run what is finished too, and train everything anew.
     on_start, on_cell, on_outcome
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
@@ -92,45 +101,97 @@ def reproduce(
     sliced, begun = slice_seconds is not None, time.monotonic()
     on_start(jobs)
     outcomes: dict[str, Outcome] = {}
-    for job in jobs if sliced else []:
-        if _is_finished(job, preset, paths):
+    for job in [] if again else jobs:
+        if is_finished(job, preset, paths):
             outcomes[job.notebook] = _outcome_before(job, preset, paths)
             on_outcome(outcomes[job.notebook])
     left = [job for job in jobs if job.notebook not in outcomes]
-    stopping = Event()
+    stopping, running = Event(), []
     waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
-    # A slice's kernels store all that takes long in the cache, or where the user says.
-    storing = _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache)) if sliced else nullcontext()
-    with storing, this_python_as_kernel(max(1, cores() // at_once)), ThreadPoolExecutor(at_once) as pool:
+    # Kernels store all that takes long in the cache, or where the user says.
+    storing = nullcontext() if again else _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache))
+    log = Log(preset, paths, at_once)
+
+    def tell_cell(notebook: str, cell: int) -> None:
+        log.cell(notebook, cell)
+        on_cell(notebook, cell)
+
+    pool = ThreadPoolExecutor(at_once)
+    with storing, log, this_python_as_kernel():
         try:
             for wave in waves:
-                running = [pool.submit(execute, job, preset, paths, on_cell, stopping) for job in wave]
+                running = [pool.submit(execute, job, preset, paths, tell_cell, stopping) for job in wave]
                 until = begun + slice_seconds - time.monotonic() if sliced else None
                 for done in as_completed(running, until):
                     outcomes[done.result().notebook] = done.result()
+                    log.outcome(done.result().notebook)
                     on_outcome(done.result())
         except BaseException as error:  # interrupted, terminated, or the slice is over
-            stopping.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in psutil.Process().children(recursive=True):  # the kernels, whose notebooks end with them
-                child.kill()
+            with _deaf():
+                stopping.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                reaper = Thread(target=_kill_kernels, args=[running], daemon=True)
+                reaper.start()
+                # Who goes on, after a slice, may start kernels of other notebooks: these must not be killed.
+                reaper.join(None if isinstance(error, TimeoutError) else REAPING)
+                for job in left:
+                    _clear(paths.outputs / preset, job)
             if not isinstance(error, TimeoutError):
                 raise
+    pool.shutdown(wait=False)
     for job in left:
         outcomes.setdefault(job.notebook, Outcome(job.notebook, TIME_IS_UP, nan, nan))
     return [outcomes[job.notebook] for job in jobs], html.write(preset, paths)
 
 
+def _kill_kernels(running: Sequence[Future]) -> None:
+    """Kill this process's children until no notebook runs any more: a kernel may just be starting.
+
+    papermill needs a second or two to see that a kernel is dead; nobody has to wait for it.
+    """
+    while not all(each.done() for each in running):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        time.sleep(0.02)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Without an ear for Ctrl-C and SIGTERM: a second one must not cut short what the first has begun."""
+    if current_thread() is not main_thread():  # only the main thread is told of signals
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def notebooks_at_once(jobs: Sequence[Job]) -> int:
-    """One a core, four at most, and one alone where a GPU computes: small networks leave a second core idle."""
+    """As many as have cores for all their threads, four at most, and one alone where a GPU computes."""
     if any(job.parameters.get("device", "cpu") != "cpu" for job in jobs):
         return 1
-    return max(1, min(cores(), len(jobs), MOST_AT_ONCE))
+    threads = max((job.parameters.get("threads", 1) for job in jobs), default=1)
+    return max(1, min(cores() // threads, len(jobs), MOST_AT_ONCE))
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _clear(folder: Path, job: Job) -> None:
+    """Remove what an interrupted notebook leaves, whose kernel is dead."""
+    remove_abandoned(folder, job.notebook)
+    _copy(folder, job).unlink(missing_ok=True)
+
+
+def _copy(folder: Path, job: Job) -> Path:
+    """The executed copy, while it is written."""
+    return folder / f".{job.notebook}.{os.getpid()}.ipynb"
 
 
 def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Event) -> Outcome:
@@ -141,8 +202,14 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
     folder = paths.outputs / preset
     folder.mkdir(parents=True, exist_ok=True)
     remove_abandoned(folder, job.notebook)
-    copy = folder / f".{job.notebook}.{os.getpid()}.ipynb"
+    copy = _copy(folder, job)
     error, begun = "", time.perf_counter()
+
+    def on_start(cell: object, cell_index: int) -> None:
+        if stopping.is_set():
+            raise InterruptedError(job.notebook)
+        on_cell(job.notebook, cell_index + 1)
+
     try:
         papermill.execute_notebook(
             paths.notebook(job.notebook),
@@ -152,7 +219,7 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
             progress_bar=False,
             start_timeout=START_TIMEOUT,
             coalesce_streams=True,
-            on_cell_start=lambda cell, cell_index: on_cell(job.notebook, cell_index + 1),
+            on_cell_start=on_start,
         )
     except PapermillExecutionError as failure:
         error = _one_line(f"{failure.ename}: {failure.evalue}")
@@ -162,25 +229,12 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
         error = _one_line(f"{type(failure).__name__}: {failure}")
     remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
     if stopping.is_set():
-        copy.unlink(missing_ok=True)
+        _clear(folder, job)
         return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
     results = paths.results(preset, job.notebook)
     _file_copy(copy, results, failed=bool(error))
     peak = nan if error else read_json(results / "provenance.json").get("peak_memory_mib") or nan
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
-
-
-def _is_finished(job: Job, preset: str, paths: Paths) -> bool:
-    """Whether the results of a notebook are there, made with these parameters by this very version of the sources.
-
-    A checkout with changes is no version: its commit does not tell what ran. A notebook that reads others' results is
-    never finished: they may have changed since.
-    """
-    made = read_json(paths.results(preset, job.notebook) / "provenance.json")
-    declared = {each.name: each.default for each in parameters.read(paths.notebook(job.notebook)).values()}
-    version = provenance.commit(paths.root)
-    same = made.get("parameters") == plain(declared | job.parameters) and made.get("git") == version
-    return same and not version["dirty"] and not job.reads_others
 
 
 @contextmanager
@@ -197,8 +251,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
 
 
 def _outcome_before(job: Job, preset: str, paths: Paths) -> Outcome:
-    made = read_json(paths.results(preset, job.notebook) / "provenance.json")
-    return Outcome(job.notebook, "", made.get("seconds") or nan, made.get("peak_memory_mib") or nan)
+    made = recorded(job.notebook, preset, paths)
+    return Outcome(job.notebook, "", made.get("seconds") or nan, made.get("peak_memory_mib") or nan, before=True)
 
 
 def _file_copy(copy: Path, results: Path, failed: bool) -> None:
@@ -221,11 +275,8 @@ def _one_line(message: str) -> str:
 
 
 @contextmanager
-def this_python_as_kernel(threads: int) -> Iterator[None]:
-    """Make the kernel name `python3` mean the running interpreter, whatever kernels the user has installed.
-
-    It computes on so many threads, unless the user has set OMP_NUM_THREADS.
-    """
+def this_python_as_kernel() -> Iterator[None]:
+    """Make the kernel name `python3` mean the running interpreter, whatever kernels the user has installed."""
     with TemporaryDirectory() as folder:
         spec = Path(folder, "kernels", "python3", "kernel.json")
         spec.parent.mkdir(parents=True)
@@ -234,7 +285,6 @@ def this_python_as_kernel(threads: int) -> Iterator[None]:
         # A cell's error reaches the notebook; the kernel's own log would only tell of unencrypted sockets on localhost
         # and, after an interruption, of closed ones.
         described["argv"].append("--IPKernelApp.log_level=50")
-        described["env"] = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         spec.write_text(json.dumps(described))
         with _environment("JUPYTER_PATH", os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))):
             yield
