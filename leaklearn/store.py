@@ -150,7 +150,9 @@ def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, value in named:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        whole = value.detach().cpu().contiguous()
+        flat = whole.as_strided((whole.numel(),), (1,))  # a single value may have any stride, and `view` keeps it
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from leaklearn.attacks.inversion.stored import invert_once
 from leaklearn.files import plain
 from leaklearn.learning.recipe import SemiRecipe
 from leaklearn.learning.semi_supervised import train_semi_supervised
-from leaklearn.store import FOLDER, entry, source_of
+from leaklearn.store import FOLDER, entry, fingerprint, source_of
 
 
 class Killed(Exception):
@@ -251,3 +251,12 @@ def test_what_a_killed_process_left_half_written_is_removed(kept):
     (kept / f".{stored.path.name}.99999999.tmp").write_bytes(b"half")
     assert stored.load() is not None
     assert list(kept.iterdir()) == [stored.path]
+
+
+def test_fingerprint_of_a_single_value_with_any_stride():
+    # The column of a transposed slice: torch calls it contiguous, yet it cannot be looked at as bytes as it is.
+    strided = torch.arange(64).reshape(2, 32).T[:1, :1]
+    assert strided.is_contiguous()
+    assert strided.stride() == (1, 32)
+    assert fingerprint([("a", strided)]) == fingerprint([("a", torch.zeros(1, 1, dtype=torch.int64))])
+    assert fingerprint([("a", strided)]) != fingerprint([("a", torch.ones(1, 1, dtype=torch.int64))])
