@@ -30,6 +30,31 @@ def bench():
     return Bench(load("mnist5k"), "lenet", recipe=Recipe(epochs=1), seeds=(0, 1), progress=False)
 
 
+def test_all_images_are_inverted_once_for_all_seeds(bench, tmp_path):
+    data = replace(bench.data, train=bench.data.train[:40])
+    few, plan = replace(bench, data=data), replace(PLAN, clients=5, images_per_client=8, clients_per_round=1)
+    whole, part = InversionSettings(images=40, iterations=2), InversionSettings(images=36, iterations=2)
+    assert experiment.inverted_once(few, plan, whole)
+    assert not experiment.inverted_once(few, plan, part)
+    inverted = experiment.train_on_inverted(few, plan, whole, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # of the first seed
+    assert inverted["leak_rate"].nunique() == 1
+    central = experiment.train_centrally(few)
+    assert inverted["accuracy_same_images"].tolist() == central["accuracy"].tolist()
+    assert experiment.in_full(plan, [(few, whole)]).endswith("restored from the updates; inverted once, for all seeds")
+    assert experiment.in_full(plan, [(few, part)]) == str(part)
+    assert experiment.in_full(plan, [(few, part), (few, part)]) == f"mnist5k: {part}; mnist5k: {part}"
+
+
+def test_one_value_for_each_data_set():
+    assert benches.one_each(["a", "b"], widths=[3]) == [3, 3]
+    assert benches.one_each(["a", "b"], widths=[3, 4]) == [3, 4]
+    with pytest.raises(ValueError, match=r"widths \[1, 2, 3\] are 3 values for 2 data sets; give one for all"):
+        benches.one_each(["a", "b"], widths=[1, 2, 3])
+    with pytest.raises(ValueError, match=r"widths \[\] are 0 values for 1 data sets"):
+        benches.one_each(["a"], widths=[])
+
+
 def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
     inversion = InversionSettings(images=40, iterations=12)
     plans = [PLAN, replace(PLAN, alpha=0.1)]
@@ -54,9 +79,9 @@ def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
     assert same.loc[0, "accuracy_of_federation"] == first.loc["fedavg", "accuracy"]
     assert len(overtaken(rounds, leaks)) == 4
     with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
-        experiment.check([bench], [PLAN], InversionSettings(images=4004), [4.0])
+        experiment.check([bench], [PLAN], [InversionSettings(images=4004)], [4.0])
     with pytest.raises(ValueError, match="70 clients of 64 images need 4480, but mnist5k has 4000 training images"):
-        experiment.check([bench], [FederationPlan(clients=70)], inversion, [4.0])
+        experiment.check([bench], [FederationPlan(clients=70)], [inversion], [4.0])
 
 
 def test_a_smaller_layer_leaks_less_and_is_trained_as_long(bench, monkeypatch):

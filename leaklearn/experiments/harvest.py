@@ -76,10 +76,14 @@ class InversionSettings:
             return FedSGD(self.batch_size, batch_norm="eval")
         return FedAvg(self.batch_size // self.local_steps, steps, self.lr, batch_norm="eval")
 
+    def most(self, data: Dataset, clients: int) -> int:
+        """Images that so many clients who share the training images surely have in whole batches."""
+        return clients * (len(data.train) // clients // self.batch_size) * self.batch_size
+
     def check(self, data: Dataset, clients: int) -> None:
         """Refuse, with a ValueError, an unknown network or more batches than the clients surely have."""
         build(self.network, data)
-        most = clients * (len(data.train) // clients // self.batch_size) * self.batch_size
+        most = self.most(data, clients)
         if self.images > most:
             raise ValueError(
                 f"{self.images} images are to be attacked, but {clients} clients of {data.name} have {most} in whole "
