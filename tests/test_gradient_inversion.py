@@ -20,13 +20,14 @@ from leaklearn.experiments.gradient_inversion import (
     invert,
     measure_cost,
     measure_labels,
+    measure_networks,
     measure_quality,
     pictures,
 )
 from leaklearn.learning import Recipe
 from leaklearn.models import VARIANTS, build
-from leaklearn.report.figures_inversion import cost_chart, course_chart, pictures_chart, quality_chart
-from leaklearn.report.tables import over_seeds
+from leaklearn.report.figures_inversion import cost_chart, course_chart, networks_chart, pictures_chart, quality_chart
+from leaklearn.report.tables import check_keys, over_seeds
 from leaklearn.widgets import compare_attacks, scrub_iterations
 
 QUALITY = "dataset seed model attack batch_size iterations psnr ssim psnr_of_mean_colour psnr_of_mean_image readable"
@@ -335,3 +336,24 @@ def test_widgets_refuse_what_they_cannot_show():
         compare_attacks({}, truth)
     with pytest.raises(ValueError, match="differ in shape"):
         compare_attacks({"a": truth[:, :2]}, truth)
+
+
+def test_networks_of_several_widths_and_trainings(bench, fast):
+    short = fast.replace(iterations=4)
+    table = measure_networks(bench, short, "convnet-gelu", [1, 2], 2, widths=[4, None])
+    check_keys(table, ["dataset", "model", "width", "epochs", "batch_size"])
+    assert table["width"].tolist() == [4, 4, 16, 16]
+    assert table["accuracy_of_network"].isna().all()
+    whole, _ = measure_quality(bench, [short], ["convnet-gelu"], [2], 2)  # the same images, network and attack
+    mine = table[(table["width"] == 16) & (table["batch_size"] == 2)]
+    assert mine["psnr"].tolist() == pytest.approx(whole["psnr"].tolist(), abs=1e-4)
+    trained = measure_networks(bench, short, "lenet", [1], 1, epochs=[0, 1])
+    assert trained["epochs"].tolist() == [0, 1]
+    assert trained["accuracy_of_network"].isna().tolist() == [True, False]
+    fig = networks_chart(table, "width", "{}", {4: "narrow", 16: "wide"})
+    assert {"narrow", "wide"} <= set(legend(fig))
+    assert not any("Guo" in text for text in legend(fig))
+    published = trained.assign(dataset="cifar10", model="resnet18")
+    assert any("Guo" in text for text in legend(networks_chart(published, "epochs", "{}", {})))
+    with pytest.raises(ValueError, match="widths is empty"):
+        measure_networks(bench, short, "lenet", [1], 1, widths=[])

@@ -49,7 +49,7 @@ def test_all_images_are_inverted_once_for_all_seeds(bench, tmp_path):
 def test_one_value_for_each_data_set():
     assert benches.one_each(["a", "b"], widths=[3]) == [3, 3]
     assert benches.one_each(["a", "b"], widths=[3, 4]) == [3, 4]
-    with pytest.raises(ValueError, match=r"widths \[1, 2, 3\] are 3 values for 2 data sets; give one for all"):
+    with pytest.raises(ValueError, match=r"widths \[1, 2, 3\] are 3 values for 2 data sets; give one or all"):
         benches.one_each(["a", "b"], widths=[1, 2, 3])
     with pytest.raises(ValueError, match=r"widths \[\] are 0 values for 1 data sets"):
         benches.one_each(["a"], widths=[])

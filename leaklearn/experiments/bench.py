@@ -286,7 +286,7 @@ def one_each(datasets: Sequence[str], **given: Sequence[Case]) -> list[Case]:
     ((name, values),) = given.items()
     if len(values) not in (1, len(datasets)):
         raise ValueError(
-            f"{name} {list(values)} are {len(values)} values for {len(datasets)} data sets; give one for all, or each one"
+            f"{name} {list(values)} are {len(values)} values for {len(datasets)} data sets; give one or all"
         )
     return [*values] * (len(datasets) // len(values))
 

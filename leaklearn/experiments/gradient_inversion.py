@@ -19,7 +19,7 @@ from leaklearn.evaluation import label_accuracy, psnr, with_blanks
 from leaklearn.evaluation.leakage import READABLE_DB
 from leaklearn.experiments.bench import Bench, Exchange, class_counts
 from leaklearn.federated import Client, Draw, FedSGD, Payload, draw_batches, gather, make_clients, respond
-from leaklearn.learning import Recipe, train
+from leaklearn.learning import recipe_for, train
 from leaklearn.models import Network, build
 
 ALL_IMAGES = 50_000
@@ -55,8 +55,9 @@ def check(bench: Bench, networks: Sequence[str], most: int = 0, /, least: float 
             raise ValueError(f"{name} is empty; give at least one value")
         if len(set(values)) < len(values):
             raise ValueError(f"{name} {list(values)} has a value twice; give each once")
-        if not isinstance(values[0], str) and min(values) < least:
-            raise ValueError(f"{name} {list(values)} has {min(values)}; the least is {least}")
+        numbers = [value for value in values if not isinstance(value, str | None)]
+        if numbers and min(numbers) < least:
+            raise ValueError(f"{name} {list(values)} has {min(numbers)}; the least is {least}")
 
 
 def cut(images: ImageSet, batch_size: int) -> list[Client]:
@@ -135,12 +136,8 @@ def measure_quality(
         if seed == bench.seeds[0]:
             examples[network, attack.name, size] = pictures(found)
         pairs = with_blanks(found.quality, found.truth, bench.data.test)
-        measures = ["psnr", "ssim", "psnr_of_mean_colour", "psnr_of_mean_image", "readable"]
-        row = {"model": network, "attack": attack.name, "batch_size": size, "iterations": attack.settings.iterations}
-        row |= pairs[measures].mean().to_dict() | {"label_accuracy": found.label_accuracy}
-        row |= {"seconds_per_image": found.inversion.seconds / len(pairs), "clients": len(clients)}
-        row |= {"leak_rate": (pairs["psnr"] >= READABLE_DB).mean(), "images": len(pairs)}
-        row |= {"readable_images": pairs["readable"].sum(), "accuracy": nan, "accuracy_of_truth": nan}
+        row = {"model": network, "attack": attack.name} | _shown(found, pairs)
+        row |= {"accuracy": nan, "accuracy_of_truth": nan}
         if network == networks[0]:
             leak = found.leak[torch.from_numpy(pairs["reconstruction"].head(images).to_numpy().copy())]
             row["accuracy"] = bench.worth(leak, seed)
@@ -153,6 +150,68 @@ def measure_quality(
 
     cases = [(network, attack, size) for network in networks for attack in attacks for size in batch_sizes]
     return bench.rows(cases, attacked, "inversion"), examples
+
+
+def _shown(found: Exchange, pairs: pd.DataFrame) -> dict[str, object]:
+    """What one inversion shows, from `with_blanks`: the measured columns that `gi_quality` and `gi_networks` share."""
+    measures = ["psnr", "ssim", "psnr_of_mean_colour", "psnr_of_mean_image", "readable"]
+    row = {"batch_size": found.truth.labels.shape[1], "iterations": found.attack.settings.iterations}
+    row |= pairs[measures].mean().to_dict() | {"label_accuracy": found.label_accuracy}
+    row |= {"seconds_per_image": found.inversion.seconds / len(pairs), "clients": len(found.truth.labels)}
+    row |= {"leak_rate": (pairs["psnr"] >= READABLE_DB).mean(), "images": len(pairs)}
+    return row | {"readable_images": pairs["readable"].sum()}
+
+
+def measure_networks(
+    bench: Bench,
+    attack: GradientInversion,
+    model: str,
+    batch_sizes: Sequence[int],
+    images: int,
+    *,
+    widths: Sequence[int | None] = (None,),
+    epochs: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Attack one network in several widths, and after so many epochs of ordinary training.
+
+    Parameters
+    ----------
+    model
+        A name for `leaklearn.models.build`; batch norm runs in eval mode, with the buffers of the training.
+    batch_sizes, images
+        At each batch size so many images are attacked, a larger batch once; the same ones for every network.
+    widths
+        Channels of its first layer; None: its own.
+    epochs
+        Passes over the training images before it is sent.
+
+    Returns
+    -------
+    DataFrame
+        A row for each width, epochs, batch size and seed: model, width, epochs, accuracy_of_network (test, 0..1; NaN
+        untrained), then as in `measure_quality`, without what is learned from the reconstructions.
+
+    Raises
+    ------
+    ValueError
+        For an unknown network, a list that is empty or has a value twice, or too few images; before any work.
+    """
+    check(bench, [model], batch_sizes=batch_sizes, images=[images], widths=widths)
+    check(bench, [], least=0, epochs=epochs)
+    for size in batch_sizes:
+        draw_clients(bench.data, size, images, 0)
+
+    def attacked(case: tuple[int | None, int], seed: int) -> list[dict[str, object]]:
+        width, passes = case
+        network, accuracy = trained_network(bench, model, passes, seed, width=width)
+        about = {"model": model, "width": network.settings["width"], "epochs": passes, "accuracy_of_network": accuracy}
+        rows = []
+        for size in batch_sizes:
+            found = invert(bench, attack, network, draw_clients(bench.data, size, images, seed), seed)
+            rows.append(about | _shown(found, with_blanks(found.quality, found.truth, bench.data.test)))
+        return rows
+
+    return bench.rows([(width, passes) for width in widths for passes in epochs], attacked, f"{model} attacked")
 
 
 def course(found: Exchange) -> pd.DataFrame:
@@ -220,13 +279,15 @@ def measure_cost(
     return bench.rows(cases, cost, "timing")
 
 
-def trained_network(bench: Bench, name: str, epochs: int, seed: int) -> tuple[Network, float]:
+def trained_network(
+    bench: Bench, name: str, epochs: int, seed: int, *, width: int | None = None
+) -> tuple[Network, float]:
     """A network after so many epochs of ordinary training on all training images, and its test accuracy (NaN for 0)."""
-    network = build(name, bench.data, seed=seed)
+    network = build(name, bench.data, width=width, seed=seed)
     if epochs == 0:
         return network, nan
     options = {"test": bench.data.test, "device": bench.device, "evaluate_every": 0}
-    fitted = train(network, bench.data.train, recipe=Recipe(epochs=epochs), seed=seed, **options)
+    fitted = train(network, bench.data.train, recipe=recipe_for(name, epochs=epochs), seed=seed, **options)
     return fitted.model, fitted.accuracy
 
 

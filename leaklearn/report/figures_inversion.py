@@ -39,6 +39,9 @@ LINEAR_FACTORS = {
     "brightness": ("How bright is the image?", "fifth by mean pixel\n(1 the darkest)"),
     "bin_mismatch": ("Do the bins fit the clients?", "shift of the attacker's images\n(standard deviations)"),
 }
+PUBLISHED = {1: 22.03, 32: 12.59, 64: 12.47}
+"""PSNR in dB by batch size: Inverting Gradients on an untrained ResNet-18, 64 images of CIFAR-10, 24,000 iterations
+(Guo et al., "Deep Dive into Gradient Inversion Attacks", TPAMI, arXiv 2503.11514)."""
 MOST_NAMES = 12
 """More classes than this are not named on the axis."""
 
@@ -53,16 +56,34 @@ def pictures_chart(examples: Mapping[str, Pictures], title: str = "", count: int
 
 def quality_chart(gi_quality: pd.DataFrame) -> Figure:
     """PSNR against batch size, a line a network and attack, blanks as lines of their own; P4 for CIFAR-10 only."""
-    once = gi_quality.drop_duplicates(["dataset", "seed", "batch_size"])
-    blanks = [once.assign(psnr=once[f"psnr_of_{blank}"], model=blank, attack="") for blank in BLANKS]
     title = "{}: how well can a batch be seen?"
     options = {"log": 2, "across": READABLE, "xlabel": "images in the batch", "title": title, "size": (7.2, 4.6)}
-    fig = lines(pd.concat([gi_quality, *blanks]), "batch_size", "psnr", ["model", "attack"], **options)
+    beside = _with_blanks(gi_quality, "model").fillna({"attack": ""})
+    fig = lines(beside, "batch_size", "psnr", ["model", "attack"], **options)
     for ax, dataset in zip(fig.axes, gi_quality["dataset"].unique(), strict=True):
         for batch, value in statement("P4").value.items() if dataset == DATASET else ():
             ax.plot(batch, value, label=f"paper, P4: {value} dB at batch size {batch}", **STAR)
     legend_below(fig)
     return fig
+
+
+def networks_chart(gi_networks: pd.DataFrame, by: str, title: str, labels: Mapping[object, str]) -> Figure:
+    """PSNR against batch size, a line a value of `by`, blanks beside; for ResNet-18 what is published as well."""
+    options = {"log": 2, "across": READABLE, "xlabel": "images in the batch", "title": title, "size": (7.2, 4.6)}
+    beside = _with_blanks(gi_networks, by)
+    fig = lines(beside, "batch_size", "psnr", by, labels=labels, **options)
+    if set(gi_networks["dataset"]) == {DATASET} and set(gi_networks["model"]) == {"resnet18"}:
+        text = "published, untrained, 24,000 iterations (Guo et al., TPAMI)"
+        fig.axes[0].plot(PUBLISHED.keys(), PUBLISHED.values(), label=text, **STAR)
+        legend_below(fig)
+    return fig
+
+
+def _with_blanks(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """The table, and below it the two blanks as further values of `by`, each image once."""
+    once = table.drop_duplicates(["dataset", "seed", "batch_size"])
+    blanks = [once.assign(psnr=once[f"psnr_of_{blank}"], attack=None, **{by: blank}) for blank in BLANKS]
+    return pd.concat([table, *blanks])
 
 
 def cost_chart(gi_cost: pd.DataFrame) -> Figure:
