@@ -195,3 +195,25 @@ def test_the_style_is_one_and_keeps_the_backend():
         use_style()
         assert mpl.rcParams["axes.prop_cycle"].by_key()["color"][0] == "#0072B2"
     assert mpl.get_backend() == before
+
+
+LISTS = 'preset: str = "smoke"\ndatasets: list[str] = ["a"]\nwidths: list[int] = [1]\nsizes: list[float] = [2.0]\n'
+
+
+def test_lists_that_must_be_filled_or_go_with_the_data_sets(paths):
+    add_notebook(paths, "01_lists", parameters=LISTS)
+    values = {"preset": "smoke", "datasets": ["a", "b", "c"], "widths": [8, 4, 4], "sizes": [1.0]}
+
+    def begin(**changes):
+        return start("01_lists", values | changes, filled=["sizes"], each=["widths"], paths=paths)
+
+    assert begin().each("datasets", "widths") == [("a", 8), ("b", 4), ("c", 4)]
+    assert begin(widths=[7]).each("widths") == [(7,), (7,), (7,)]
+    for wrong, message in (
+        ({"sizes": []}, "sizes is empty; give at least one"),
+        ({"widths": []}, "widths is empty"),
+        ({"sizes": [1.0, 1.0]}, "give each value once"),
+        ({"widths": [1, 2]}, "2 values for 3 data sets; give one for each, or a single one for all"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            begin(**wrong)

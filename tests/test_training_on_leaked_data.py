@@ -34,37 +34,30 @@ def test_all_images_are_inverted_once_for_all_seeds(bench, tmp_path):
     data = replace(bench.data, train=bench.data.train[:40])
     few, plan = replace(bench, data=data), replace(PLAN, clients=5, images_per_client=8, clients_per_round=1)
     whole, part = InversionSettings(images=40, iterations=2), InversionSettings(images=36, iterations=2)
-    assert experiment.inverted_once(few, plan, whole)
-    assert not experiment.inverted_once(few, plan, part)
-    inverted = experiment.train_on_inverted(few, plan, whole, tmp_path)
+    all_of_them, some = experiment.Case(few, [plan], whole), experiment.Case(few, [plan], part)
+    assert all_of_them.inverted_once
+    assert not some.inverted_once
+    inverted = experiment.train_on_inverted(all_of_them, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1  # of the first seed
     assert inverted["leak_rate"].nunique() == 1
     central = experiment.train_centrally(few)
     assert inverted["accuracy_same_images"].tolist() == central["accuracy"].tolist()
-    assert experiment.in_full(plan, [(few, whole)]).endswith("restored from the updates; inverted once, for all seeds")
-    assert experiment.in_full(plan, [(few, part)]) == str(part)
-    assert experiment.in_full(plan, [(few, part), (few, part)]) == f"mnist5k: {part}; mnist5k: {part}"
-
-
-def test_one_value_for_each_data_set():
-    assert benches.one_each(["a", "b"], widths=[3]) == [3, 3]
-    assert benches.one_each(["a", "b"], widths=[3, 4]) == [3, 4]
-    with pytest.raises(ValueError, match=r"widths \[1, 2, 3\] are 3 values for 2 data sets; give one or all"):
-        benches.one_each(["a", "b"], widths=[1, 2, 3])
-    with pytest.raises(ValueError, match=r"widths \[\] are 0 values for 1 data sets"):
-        benches.one_each(["a"], widths=[])
+    assert str(all_of_them) == f"mnist5k: {plan}; GI: {whole}; inverted once, for all seeds"
+    assert str(some) == f"mnist5k: {plan}; GI: {part}"
 
 
 def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
     inversion = InversionSettings(images=40, iterations=12)
     plans = [PLAN, replace(PLAN, alpha=0.1)]
-    rounds = experiment.train_federations(bench, plans)
+    case = experiment.Case(bench, plans, inversion)
+    case.check()
+    rounds = experiment.train_federations(case)
     assert rounds.groupby("alpha", sort=False)["round"].apply(list).to_dict() == {IID: [1, 2] * 2, 0.1: [1, 2] * 2}
     assert (rounds["images_seen"] == 4 * 32 * rounds["round"]).all()
     leaks = pd.concat([experiment.train_on_leaks(bench, plan, [plan.attacked(4.0)]) for plan in plans])
     assert (leaks["images"] / 640).sub(leaks["leak_rate"]).abs().max() < 0.01
     assert leaks["attack"].eq("loki").all()
-    inverted = experiment.train_on_inverted(bench, PLAN, inversion, tmp_path)
+    inverted = experiment.train_on_inverted(case, tmp_path)
     assert [path.name[:9] for path in tmp_path.iterdir()] == ["inversion"] * 2  # a shard a seed
 
     table = experiment.by_source(rounds, leaks, inverted, experiment.train_centrally(bench))
@@ -79,9 +72,9 @@ def test_sources_are_compared_on_the_same_clients(bench, tmp_path):
     assert same.loc[0, "accuracy_of_federation"] == first.loc["fedavg", "accuracy"]
     assert len(overtaken(rounds, leaks)) == 4
     with pytest.raises(ValueError, match="have 4000 in whole batches of 4"):
-        experiment.check([bench], [PLAN], [InversionSettings(images=4004)], [4.0])
+        replace(case, inversion=InversionSettings(images=4004)).check()
     with pytest.raises(ValueError, match="70 clients of 64 images need 4480, but mnist5k has 4000 training images"):
-        experiment.check([bench], [FederationPlan(clients=70)], [inversion], [4.0])
+        replace(case, plans=[FederationPlan(clients=70)]).check()
 
 
 def test_a_smaller_layer_leaks_less_and_is_trained_as_long(bench, monkeypatch):

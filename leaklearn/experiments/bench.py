@@ -275,22 +275,6 @@ class Bench:
         return perf_counter()
 
 
-def one_each(datasets: Sequence[str], **given: Sequence[Case]) -> list[Case]:
-    """The values of a list parameter, by its name, one for each data set: as given, or a single one for all.
-
-    Raises
-    ------
-    ValueError
-        If there are neither one nor as many as data sets.
-    """
-    ((name, values),) = given.items()
-    if len(values) not in (1, len(datasets)):
-        raise ValueError(
-            f"{name} {list(values)} are {len(values)} values for {len(datasets)} data sets; give one or all"
-        )
-    return [*values] * (len(datasets) // len(values))
-
-
 def class_counts(labels: Sequence[Tensor], classes: int) -> Tensor:
     """(K, C) how often each class occurs among the labels of each of K clients."""
     return torch.stack([torch.bincount(mine, minlength=classes) for mine in labels])

@@ -12,6 +12,7 @@ and what is told is when they overtake the model that was trained on one round's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
 
@@ -34,26 +35,42 @@ EVALUATIONS = 36
 """Of a federation, at most twice as many, evenly spread over its rounds."""
 
 
-def check(
-    benches: Sequence[Bench],
-    plans: Sequence[FederationPlan],
-    inversions: Sequence[InversionSettings],
-    fc_factors: Sequence[float],
-) -> None:
-    """Refuse, with a ValueError, more images than the clients of a data set have, or no layer size, before any work.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What is done on one data set.
 
-    Of `inversions` there is one for each bench.
+    Attributes
+    ----------
+    bench : Bench
+        Data, learner, seeds.
+    plans : Sequence of FederationPlan
+        The federations, that of IID clients first.
+    inversion : InversionSettings
+        How the gradients of its clients are inverted.
     """
-    if not fc_factors:
-        raise ValueError("fc_factors is empty; give at least one size of the malicious layer")
-    for bench, inversion in zip(benches, inversions, strict=True):
-        for plan in plans:
-            bench.check_images(plan.clients, plan.images_per_client)
-            inversion.check(bench.data, plan.clients)
+
+    bench: Bench
+    plans: Sequence[FederationPlan]
+    inversion: InversionSettings
+
+    def check(self) -> None:
+        """Refuse, with a ValueError, more images than the clients have, before any work."""
+        for plan in self.plans:
+            self.bench.check_images(plan.clients, plan.images_per_client)
+            self.inversion.check(self.bench.data, plan.clients)
+
+    @property
+    def inverted_once(self) -> bool:
+        """Whether one inversion serves all seeds, since it takes every whole batch that the clients have."""
+        return self.inversion.images >= self.inversion.most(self.bench.data, self.plans[0].clients)
+
+    def __str__(self) -> str:
+        once = "; inverted once, for all seeds" if self.inverted_once and len(self.bench.seeds) > 1 else ""
+        return f"{self.bench.data.name}: {self.plans[0]}; GI: {self.inversion}{once}"
 
 
-def train_federations(bench: Bench, plans: Sequence[FederationPlan]) -> pd.DataFrame:
-    """Train each federation, once a seed.
+def train_federations(case: Case) -> pd.DataFrame:
+    """Train each federation of a data set, once a seed.
 
     Returns
     -------
@@ -62,6 +79,8 @@ def train_federations(bench: Bench, plans: Sequence[FederationPlan]) -> pd.DataF
         distribution), round, images_seen (that clients trained on so far, repeats counted), accuracy (test, 0..1).
     """
 
+    bench = case.bench
+
     def measure(plan: FederationPlan, seed: int) -> list[dict[str, float]]:
         clients, every = plan.make_clients(bench.data.train, seed), max(1, plan.rounds // EVALUATIONS)
         history = plan.train(bench, seed, clients, evaluate_every=every).history
@@ -69,7 +88,7 @@ def train_federations(bench: Bench, plans: Sequence[FederationPlan]) -> pd.DataF
         numbers = zip(history["round"], history["accuracy"], strict=True)
         return [{"alpha": _alpha(plan), "round": n, "images_seen": n * seen, "accuracy": a} for n, a in numbers]
 
-    return bench.rows(plans, measure, "federations")
+    return bench.rows(case.plans, measure, "federations")
 
 
 def train_on_leaks(bench: Bench, plan: FederationPlan, rounds: Sequence[Round]) -> pd.DataFrame:
@@ -92,9 +111,7 @@ def train_on_leaks(bench: Bench, plan: FederationPlan, rounds: Sequence[Round]) 
     return bench.rows(rounds, measure, "leaks")
 
 
-def train_on_inverted(
-    bench: Bench, plan: FederationPlan, inversion: InversionSettings, cache: str | Path | None = None
-) -> pd.DataFrame:
+def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFrame:
     """Invert the gradients of the federation's clients and train on the reconstructions, and on the true images too.
 
     The second tells the share of the reconstructions' quality in what inversion costs from that of their number. Where
@@ -108,33 +125,18 @@ def train_on_inverted(
         their restored labels), accuracy_same_images (on the very images that were inverted), seconds (the attacker's).
     """
 
-    once = inverted_once(bench, plan, inversion)
+    bench = case.bench
 
     def measure(plan: FederationPlan, seed: int) -> dict[str, float]:
-        origin, options = bench.seeds[0] if once else seed, {"cache": cache, "progress": bench.progress}
+        origin, options = bench.seeds[0] if case.inverted_once else seed, {"cache": cache, "progress": bench.progress}
         clients = plan.make_clients(bench.data.train, origin)
-        found = harvest(bench.data, clients, inversion, seed=origin, device=bench.device, **options)
+        found = harvest(bench.data, clients, case.inversion, seed=origin, device=bench.device, **options)
         # All images in another order are the centralised training, which is there already.
         true = bench.data.train if len(found.true) == len(bench.data.train) else found.true
         worth = {"accuracy": _worth(bench, found.leak, seed), "accuracy_same_images": _worth(bench, true, seed)}
         return {"images": len(found.leak), "leak_rate": found.leak_rate, **worth, "seconds": found.seconds}
 
-    return bench.rows([plan], measure, "inversions")
-
-
-def inverted_once(bench: Bench, plan: FederationPlan, inversion: InversionSettings) -> bool:
-    """Whether one inversion serves all seeds, since it takes every whole batch that the clients have."""
-    return inversion.images >= inversion.most(bench.data, plan.clients)
-
-
-def in_full(plan: FederationPlan, pairs: Sequence[tuple[Bench, InversionSettings]]) -> str:
-    """What was inverted of each bench's data set, in words."""
-    several, said = len(pairs) > 1, []
-    for bench, inversion in pairs:
-        once = len(bench.seeds) > 1 and inverted_once(bench, plan, inversion)
-        name = f"{bench.data.name}: " if several else ""
-        said.append(f"{name}{inversion}" + ("; inverted once, for all seeds" if once else ""))
-    return "; ".join(said)
+    return bench.rows(case.plans[:1], measure, "inversions")
 
 
 def train_centrally(bench: Bench) -> pd.DataFrame:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,7 +35,14 @@ from leaklearn.store import source_of_code
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
-def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPOSITORY) -> "Run":
+def start(
+    notebook: str,
+    namespace: Mapping[str, object],
+    *,
+    filled: Collection[str] = (),
+    each: Collection[str] = (),
+    paths: Paths = REPOSITORY,
+) -> "Run":
     """Begin a run: take the parameters' values from the notebook and make an empty folder for its results.
 
     From here on torch computes with as many threads as the parameter `threads` says, 1 where there is none: their
@@ -47,6 +54,10 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
         Name of the notebook without `.ipynb`.
     namespace : mapping
         `globals()` of the notebook; `preset` in it (default `"smoke"`) names the folder under `outputs/`.
+    filled : collection of str
+        List parameters that must not be empty, beside `datasets` and `seeds`.
+    each : collection of str
+        List parameters that have one value for each of `datasets`, or a single one for all: see `Run.each`.
     paths : Paths
         Where notebooks and outputs are.
 
@@ -54,7 +65,8 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
     ------
     ValueError
         If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
-        apart), there are no `datasets` or no `seeds`, `threads` is below 1, or `preset` cannot be a folder's name.
+        apart), a list is empty that must not be, or has not as many values as there are data sets, `threads` is below
+        1, or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -67,10 +79,14 @@ def start(notebook: str, namespace: Mapping[str, object], *, paths: Paths = REPO
         raise ValueError(f"{notebook}: no value for {', '.join(missing)}: run the parameters cell before `start`")
     values = {name: namespace[name] for name in names}
     for name, value in values.items():
-        if isinstance(value, list) and any(value.count(each) > 1 for each in value):
-            raise ValueError(f"{notebook}: {name} is {value}; give each value once")
-        if name in ("datasets", "seeds") and value == []:
+        if value == [] and name in ("datasets", "seeds", *filled, *each):
             raise ValueError(f"{notebook}: {name} is empty; give at least one value")
+        if name in each:
+            if len(value) not in (1, len(values["datasets"])):
+                many = f"{len(value)} values for {len(values['datasets'])} data sets"
+                raise ValueError(f"{notebook}: {name} is {value}, {many}; give one for each, or a single one for all")
+        elif isinstance(value, list) and any(value.count(one) > 1 for one in value):
+            raise ValueError(f"{notebook}: {name} is {value}; give each value once")
     threads = values.get("threads", 1)
     if threads < 1:
         raise ValueError(f"{notebook}: threads is {threads}; at least one computes")
@@ -119,6 +135,12 @@ class Run:
         self.captions[f"{stem}.png"] = caption
         plt.close(fig)
         return fig
+
+    def each(self, *names: str) -> list[tuple]:
+        """For each data set the values of these list parameters, of which a single value is that of all data sets."""
+        count = len(self.parameters["datasets"])
+        columns = [self.parameters[name] for name in names]
+        return list(zip(*(column * (count // len(column)) for column in columns), strict=True))
 
     def table(self, frame: pd.DataFrame, name: str, *, by: Sequence[str], caption: str = "") -> pd.DataFrame:
         """Save `<name>.csv`, one row a measurement, without the index, and give the frame back to be shown.
