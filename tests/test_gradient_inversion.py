@@ -26,7 +26,14 @@ from leaklearn.experiments.gradient_inversion import (
 )
 from leaklearn.learning import Recipe
 from leaklearn.models import VARIANTS, build
-from leaklearn.report.figures_inversion import cost_chart, course_chart, networks_chart, pictures_chart, quality_chart
+from leaklearn.report.figures_inversion import (
+    cost_chart,
+    course_chart,
+    networks_chart,
+    pictures_chart,
+    quality_chart,
+    trained_chart,
+)
 from leaklearn.report.tables import check_keys, over_seeds
 from leaklearn.widgets import compare_attacks, scrub_iterations
 
@@ -352,8 +359,11 @@ def test_networks_of_several_widths_and_trainings(bench, fast):
     assert trained["accuracy_of_network"].isna().tolist() == [True, False]
     fig = networks_chart(table, "width", "{}", {4: "narrow", 16: "wide"})
     assert {"narrow", "wide"} <= set(legend(fig))
-    assert not any("Guo" in text for text in legend(fig))
     published = trained.assign(dataset="cifar10", model="resnet18")
-    assert any("Guo" in text for text in legend(networks_chart(published, "epochs", "{}", {})))
+    texts = legend(trained_chart(published))
+    assert "12 channels, untrained" in texts
+    assert any(text.startswith("12 channels, after 1 epoch (") for text in texts)
+    assert any("Guo" in text for text in texts)
+    assert not any("Guo" in text for text in legend(trained_chart(trained)))
     with pytest.raises(ValueError, match="widths is empty"):
         measure_networks(bench, short, "lenet", [1], 1, widths=[])

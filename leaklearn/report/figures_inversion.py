@@ -68,15 +68,28 @@ def quality_chart(gi_quality: pd.DataFrame) -> Figure:
 
 
 def networks_chart(gi_networks: pd.DataFrame, by: str, title: str, labels: Mapping[object, str]) -> Figure:
-    """PSNR against batch size, a line a value of `by`, blanks beside; for ResNet-18 what is published as well."""
+    """PSNR against batch size, a line for each value of the column `by`, blanks beside."""
     options = {"log": 2, "across": READABLE, "xlabel": "images in the batch", "title": title, "size": (7.2, 4.6)}
-    beside = _with_blanks(gi_networks, by)
-    fig = lines(beside, "batch_size", "psnr", by, labels=labels, **options)
-    if set(gi_networks["dataset"]) == {DATASET} and set(gi_networks["model"]) == {"resnet18"}:
-        text = "published, untrained, 24,000 iterations (Guo et al., TPAMI)"
+    return lines(_with_blanks(gi_networks, by), "batch_size", "psnr", by, labels=labels, **options)
+
+
+def trained_chart(gi_trained: pd.DataFrame) -> Figure:
+    """`networks_chart` by training; beside ResNet-18 on CIFAR-10, what others published of it untrained."""
+    reached = gi_trained.groupby(["width", "epochs"], sort=False)["accuracy_of_network"].mean()
+    texts = {key: f"{key[0]} channels, " + _training(key[1], value) for key, value in reached.items()}
+    table = gi_trained.assign(
+        network=[texts[key] for key in zip(gi_trained["width"], gi_trained["epochs"], strict=True)]
+    )
+    fig = networks_chart(table, "network", "{}: " + f"{label(gi_trained['model'].iloc[0])} by its training", {})
+    if set(gi_trained["dataset"]) == {DATASET} and set(gi_trained["model"]) == {"resnet18"}:
+        text = "published: 64 channels, untrained, 24,000 iterations (Guo et al.)"
         fig.axes[0].plot(PUBLISHED.keys(), PUBLISHED.values(), label=text, **STAR)
         legend_below(fig)
     return fig
+
+
+def _training(epochs: int, accuracy: float) -> str:
+    return f"after {epochs} epoch{'s' if epochs > 1 else ''} ({100 * accuracy:.0f} %)" if epochs else "untrained"
 
 
 def _with_blanks(table: pd.DataFrame, by: str) -> pd.DataFrame:
