@@ -17,7 +17,7 @@ from leaklearn.experiments.rounds import FederationPlan, Round
 from leaklearn.experiments.training_on_leaked_data import IID, overtaken, still_rising
 from leaklearn.federated import FedSGD
 from leaklearn.learning import Recipe, train
-from leaklearn.report.figures_training import crossing, held_back, in_words, overtaking
+from leaklearn.report.figures_learning import crossing, held_back, in_words, overtaking
 from leaklearn.report.lines import points
 from leaklearn.report.paper import lines_of
 from leaklearn.report.tables import check_keys

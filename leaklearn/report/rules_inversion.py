@@ -224,7 +224,7 @@ def _iterations(frame: pd.DataFrame, attack: str) -> str:
 
 FACTORS = {
     "batch_size": "batch size",
-    "class": "class, best less worst as other seeds choose them,",
+    "class": "class, best less worst as other seeds choose them",
     "repeated_labels": "others of the class",
     "training_stage": "epochs of training",
     "iterations": "iterations",
