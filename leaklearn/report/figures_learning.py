@@ -32,8 +32,8 @@ def views_grid(images: Tensor, views: Views, seed: int = 0) -> Figure:
     generator = Generator().manual_seed(seed)
     images = as_float(images.cpu())
     rows = [("leaked", images, [])]
-    for name in ("weak", "strong", "contrastive"):
-        rows.append((name, getattr(views, name)(images, generator).clamp(0, 1), []))
+    for kind in ("weak", "strong", "contrastive"):
+        rows.append((kind, getattr(views, kind)(images, generator).clamp(0, 1), []))
     return labelled_rows(rows, "One image, four views")
 
 
@@ -60,9 +60,9 @@ def worth_chart(worth: pd.DataFrame, ladder: pd.DataFrame) -> Figure:
     """
     names = list(worth["dataset"].unique())
     fig, axes = plt.subplots(1, max(1, len(names)), figsize=(6.4 * max(1, len(names)), 4.2), squeeze=False)
-    for ax, name in zip(axes[0], names, strict=False):
-        rows = worth[(worth["dataset"] == name) & (worth["kind"] == "bin")]
-        rungs = sorted(ladder.loc[ladder["dataset"] == name, "images"].unique())
+    for ax, dataset in zip(axes[0], names, strict=False):
+        rows = worth[(worth["dataset"] == dataset) & (worth["kind"] == "bin")]
+        rungs = sorted(ladder.loc[ladder["dataset"] == dataset, "images"].unique())
         least, most = rungs[0], rungs[-1]
         mean, low, high = (rows[column].clip(least, most) for column in ("equivalent_images", "low", "high"))
         reach = [(mean - low).fillna(0), (high - mean).fillna(0)]
@@ -80,7 +80,7 @@ def worth_chart(worth: pd.DataFrame, ladder: pd.DataFrame) -> Figure:
         ax.set_xticks(places, [TICKS.get(group, group) for group in rows["group"]])
         ax.set_xlabel("PSNR of the bin (dB, its lower edge)")
         ax.set_ylabel("clean images of the same worth")
-        ax.set_title(label(name))
+        ax.set_title(label(dataset))
     legend_below(fig)
     return fig
 
