@@ -20,6 +20,9 @@ PLAYWRIGHT = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c req
 
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
+# A file is one worker's, and files are begun in their order: the notebooks first, whose results tests look at.
+WORKERS := -n logical --maxprocesses 4 --dist loadfile
+
 # A kernel of the same name that the user has elsewhere must not be taken for ours.
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -37,7 +40,7 @@ reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and writ
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
 	@if { $(CHROMIUM); } >/dev/null; then $(PLAYWRIGHT); fi
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest $(NBVAL) notebooks tests
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(NBVAL) notebooks tests
 
 test-browser: $(STAMP)  ## every explorer in JupyterLab, in headless Chromium (screenshots: outputs/browser)
 	@$(PLAYWRIGHT)
