@@ -21,7 +21,7 @@ PLAYWRIGHT = { $(BIN)/python -c 'import playwright' 2>/dev/null || $(PIP) -c req
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # A file is one worker's, and files are begun in their order: the notebooks first, whose results tests look at.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # A kernel of the same name that the user has elsewhere must not be taken for ours.
 export JUPYTER_PREFER_ENV_PATH := 1
