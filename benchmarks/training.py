@@ -2,14 +2,14 @@
 
     python benchmarks/training.py [--seeds 0 1 2] [--repeats 3] [--threads 2] [--cifar10]
 
-Three tables in outputs/bench. training_rates.csv: for each network, in float32 and bfloat16, seconds of a step with
-everything in it (images of CIFAR-10's shape), its GFLOP/s, the share of that which a large matrix product and a large
-convolution reach in the same precision beside it, the share of the step that augmentation takes, and minutes for an
-epoch of 50,000 images. training.csv: for each seed the seconds until an epoch ends at the target test accuracy (wall
-time, evaluation after every epoch), the final accuracy, wall and CPU seconds, training images per second: the ConvNet
-on mnist5k to 96 %, with --cifar10 also airbench94 on CIFAR-10 to 94 %. training_loader.csv: one epoch of ours against
-one of a plain DataLoader with torchvision's transforms image by image (random crop, tensor), same model, optimiser and
-batch size, alternating: images per second, ratio.
+Three tables in outputs/bench. training_rates.csv: for each network, in float32 and (where the processor has it)
+bfloat16, seconds of a step with everything in it, on images of CIFAR-10's shape, its GFLOP/s, the share of that which a
+large matrix product and a large convolution reach in the same precision beside it, the share of the step that
+augmentation takes, and minutes for an epoch of 50,000 images. training.csv: for each seed the seconds until an epoch
+ends at the target test accuracy (wall time, evaluation after every epoch), the final accuracy, wall and CPU seconds,
+training images per second: the ConvNet on mnist5k to 96 %, with --cifar10 also airbench94 on CIFAR-10 to 94 %.
+training_loader.csv: one epoch of ours against one of a plain DataLoader with torchvision's transforms image by image
+(random crop, tensor), same model, optimiser and batch size, alternating: images per second, ratio.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def rates(networks: Sequence[tuple[str, int | None]], repeats: int) -> list[dict
     """Each network in each precision, beside the ceilings of that precision."""
     data = pictures()
     rows = []
-    for amp, precision in (("off", torch.float32), ("bf16", torch.bfloat16)):
+    precisions = [("off", torch.float32)] + [("bf16", torch.bfloat16)] * cpu_has_bf16()
+    if len(precisions) == 1:
+        print("this processor has no instructions for bfloat16: float32 alone is measured")
+    for amp, precision in precisions:
         top = ceilings(precision, repeats)
         for name, width in networks:
             network = build(name, data, width=width)
