@@ -260,3 +260,26 @@ def test_fingerprint_of_a_single_value_with_any_stride():
     assert strided.stride() == (1, 32)
     assert fingerprint([("a", strided)]) == fingerprint([("a", torch.zeros(1, 1, dtype=torch.int64))])
     assert fingerprint([("a", strided)]) != fingerprint([("a", torch.ones(1, 1, dtype=torch.int64))])
+
+
+def test_what_a_processor_decides_is_in_the_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setattr(store, "WORTH", 0.0)
+    data = ll.load("mnist5k")
+    network, few = ll.build("airbench94", data, width=4), data.train[:8]
+    for bf16 in (False, True):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda has=bf16: {"avx512_bf16": has})
+        ll.train(network, few, test=data.test[:8], recipe=ll.recipe_for("airbench94", steps=1))
+    assert len(list(tmp_path.glob("training_*"))) == 2
+
+
+def test_how_a_federation_is_evaluated_is_in_its_key(tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setattr(store, "WORTH", 0.0)
+    data = ll.load("mnist5k")
+    clients = ll.make_clients(data.train[:16], clients=2, seed=0)
+    for mirror in (False, True, True):
+        look = partial(ll.evaluate, images=data.test[:8], mirror=mirror)
+        options = {"rounds": 1, "clients_per_round": 1, "evaluate": look}
+        ll.federated.federate(ll.build("lenet", data), clients, ll.FedSGD(4), **options)
+    assert len(list(tmp_path.glob("federation_*"))) == 2

@@ -156,13 +156,15 @@ def _entry(
     evaluate: Callable[[nn.Module], float],
 ) -> Entry:
     """Where a federation keeps its model and history; its accuracies depend on `evaluate` and its images as well."""
+    about: dict[str, object] = {"protocol": repr(protocol), "defence": repr(defence), "model": str(model)}
     tensors = [*model.state_dict().items()]
     for client in clients:
         tensors += [(f"images of {client.id}", client.data.images), (f"labels of {client.id}", client.data.labels)]
     for name, given in (evaluate.keywords if isinstance(evaluate, partial) else {}).items():
         if isinstance(given, ImageSet):
             tensors += [(f"images for {name}", given.images), (f"labels for {name}", given.labels)]
-    about = {"protocol": repr(protocol), "defence": repr(defence), "model": str(model)}
+        else:
+            about[f"{name} of evaluate"] = given
     device = {"device": str(next(model.parameters()).device)}
     makers = [federate, evaluate, type(protocol), type(model)] + ([] if defence is None else [type(defence)])
     return entry("federation", settings | about | device, tensors, makers)

@@ -143,6 +143,7 @@ def _fit(
     rows, totals, done = [], [], 0
     marks = {round(recipe.steps * i / EVALUATIONS) for i in range(1, EVALUATIONS + 1)}
     settings = {"method": method, "recipe": asdict(recipe), "seed": seed, "model": str(net), "device": str(many.device)}
+    settings |= {"precision": str(precision)}
     named = {"images": images, "labels": labels, "many": many, "test": test.images, "truth": test.labels}
     makers = [train_semi_supervised, type(net.network)]
     stored = entry("semi_supervised", settings, (named | net.state_dict()).items(), makers)

@@ -139,6 +139,7 @@ def _fit(
     # What is trained decides the result too, and is in no tensor.
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     about = {"model": str(model), "trained": trained, "info": str(info), "device": str(images.device)}
+    about |= {"precision": str(precision)}  # which a recipe may leave to the processor
     settings = {"recipe": asdict(recipe), "seed": seed, "evaluate_every": evaluate_every, **about}
     named = {"images": images, "labels": labels, "test": test.images, "truth": test.labels, **model.state_dict()}
     stored = entry("training", settings, named.items(), [train, type(model)])
