@@ -174,7 +174,7 @@ def source_of(*makers: object) -> str:
         while isinstance(maker, functools.partial):
             maker = maker.func
         try:
-            files |= _with_imports(Path(inspect.getfile(maker)).resolve())
+            files |= _with_imports([Path(inspect.getfile(maker)).resolve()])
         except (TypeError, OSError):
             return uuid4().hex
     return hashlib.sha256("".join(sorted(_file_digest(file) for file in files)).encode()).hexdigest()
@@ -189,13 +189,7 @@ def source_of_code(code: str) -> str:
     lines = [line for line in code.splitlines() if not line.lstrip().startswith(("%", "!"))]  # IPython's own commands
     code = "\n".join(lines)
     shown = [Path(__file__).resolve().parent / part for part in ("report", "widgets")]
-    files: set[Path] = set()
-    waiting = _imports_of(code)
-    while waiting:
-        file = waiting.pop()
-        if file not in files and not any(file.is_relative_to(part) for part in shown):
-            files.add(file)
-            waiting += _imported(file)
+    files = _with_imports(_imports_of(code), without=shown)
     return hashlib.sha256("".join([code, *sorted(map(_file_digest, files))]).encode()).hexdigest()
 
 
@@ -210,13 +204,13 @@ def _file_digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _with_imports(file: Path) -> set[Path]:
-    """A file, and the modules of this package that it imports, directly or through others."""
+def _with_imports(files: Iterable[Path], without: Iterable[Path] = ()) -> set[Path]:
+    """Files, and the modules of this package that they import, directly or through others; none in these folders."""
     found: set[Path] = set()
-    waiting = [file]
+    waiting, without = list(files), list(without)
     while waiting:
         file = waiting.pop()
-        if file not in found:
+        if file not in found and not any(file.is_relative_to(folder) for folder in without):
             found.add(file)
             waiting += _imported(file)
     return found

@@ -357,7 +357,7 @@ def test_networks_of_several_widths_and_trainings(bench, fast):
     trained = measure_networks(bench, short, "lenet", [1], 1, epochs=[0, 1])
     assert trained["epochs"].tolist() == [0, 1]
     assert trained["accuracy_of_network"].isna().tolist() == [True, False]
-    fig = networks_chart(table, "width", "{}", {4: "narrow", 16: "wide"})
+    fig = networks_chart(table, ["width"], "{}", {4: "narrow", 16: "wide"})
     assert {"narrow", "wide"} <= set(legend(fig))
     published = trained.assign(dataset="cifar10", model="resnet18")
     texts = legend(trained_chart(published))

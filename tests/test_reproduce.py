@@ -137,19 +137,24 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
+def command_line(root, *options):
+    """`leaklearn reproduce` in a process of its own, which a Ctrl-C reaches as in a terminal."""
+    program = (
+        "import signal, sys; from pathlib import Path\n"
+        "from leaklearn.cli import main; from leaklearn.files import Paths\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.exit(main(['reproduce', '--preset', 'smoke', *{options!r}], Paths(Path({str(root)!r}))))"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_ends_its_kernel_and_clears_up(tmp_path, number, code):
     paths = make(tmp_path)
     marker = tmp_path / "kernel"
     cell = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(300)"
     add_notebook(paths, "00_long", cell)
-    program = (
-        "import signal, sys; from pathlib import Path\n"
-        "from leaklearn.cli import main; from leaklearn.files import Paths\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.exit(main(['reproduce', '--preset', 'smoke'], Paths(Path({str(tmp_path)!r}))))"
-    )
-    runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    runner = command_line(tmp_path)
     wait_for(lambda: marker.is_file() and marker.read_text())
     runner.send_signal(number)
     _, told = runner.communicate(timeout=60)
@@ -168,13 +173,7 @@ def test_a_signal_as_a_notebook_starts_ends_everything_at_once(tmp_path, number,
     add_notebook(paths, "00_first", *reporting_cells(paths, "00_first"))
     for name in ("01_second", "02_third"):
         add_notebook(paths, name, *reporting_cells(paths, name, before_finish="import time; time.sleep(4)"))
-    program = (
-        "import signal, sys; from pathlib import Path\n"
-        "from leaklearn.cli import main; from leaklearn.files import Paths\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"sys.exit(main(['reproduce', '--preset', 'smoke', '--jobs', '1'], Paths(Path({str(tmp_path)!r}))))"
-    )
-    runner = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+    runner = command_line(tmp_path, "--jobs", "1")
     assert any("00_first" in line and "ok" in line for line in runner.stderr)
     time.sleep(wait)
     family, begin = psutil.Process(runner.pid), time.monotonic()

@@ -56,10 +56,7 @@ def pictures_chart(examples: Mapping[str, Pictures], title: str = "", count: int
 
 def quality_chart(gi_quality: pd.DataFrame) -> Figure:
     """PSNR against batch size, a line a network and attack, blanks as lines of their own; P4 for CIFAR-10 only."""
-    title = "{}: how well can a batch be seen?"
-    options = {"log": 2, "across": READABLE, "xlabel": "images in the batch", "title": title, "size": (7.2, 4.6)}
-    beside = _with_blanks(gi_quality, "model").fillna({"attack": ""})
-    fig = lines(beside, "batch_size", "psnr", ["model", "attack"], **options)
+    fig = networks_chart(gi_quality, ["model", "attack"], "{}: how well can a batch be seen?")
     for ax, dataset in zip(fig.axes, gi_quality["dataset"].unique(), strict=True):
         for batch, value in statement("P4").value.items() if dataset == DATASET else ():
             ax.plot(batch, value, label=f"paper, P4: {value} dB at batch size {batch}", **STAR)
@@ -67,10 +64,14 @@ def quality_chart(gi_quality: pd.DataFrame) -> Figure:
     return fig
 
 
-def networks_chart(gi_networks: pd.DataFrame, by: str, title: str, labels: Mapping[object, str]) -> Figure:
-    """PSNR against batch size, a line for each value of the column `by`, blanks beside."""
+def networks_chart(
+    gi_networks: pd.DataFrame, by: Sequence[str], title: str, labels: Mapping[object, str] | None = None
+) -> Figure:
+    """PSNR against batch size, a line a case of the columns `by`, and the two blanks as further values of the first."""
+    once = gi_networks.drop_duplicates(["dataset", "seed", "batch_size"])  # each attacked image once
+    blanks = [once.assign(psnr=once[f"psnr_of_{blank}"], **{**dict.fromkeys(by, ""), by[0]: blank}) for blank in BLANKS]
     options = {"log": 2, "across": READABLE, "xlabel": "images in the batch", "title": title, "size": (7.2, 4.6)}
-    return lines(_with_blanks(gi_networks, by), "batch_size", "psnr", by, labels=labels, **options)
+    return lines(pd.concat([gi_networks, *blanks]), "batch_size", "psnr", by, labels=labels, **options)
 
 
 def trained_chart(gi_trained: pd.DataFrame) -> Figure:
@@ -80,7 +81,7 @@ def trained_chart(gi_trained: pd.DataFrame) -> Figure:
     table = gi_trained.assign(
         network=[texts[key] for key in zip(gi_trained["width"], gi_trained["epochs"], strict=True)]
     )
-    fig = networks_chart(table, "network", "{}: " + f"{label(gi_trained['model'].iloc[0])} by its training", {})
+    fig = networks_chart(table, ["network"], "{}: " + f"{label(gi_trained['model'].iloc[0])} by its training")
     if set(gi_trained["dataset"]) == {DATASET} and set(gi_trained["model"]) == {"resnet18"}:
         text = "published: 64 channels, untrained, 24,000 iterations (Guo et al.)"
         fig.axes[0].plot(PUBLISHED.keys(), PUBLISHED.values(), label=text, **STAR)
@@ -90,13 +91,6 @@ def trained_chart(gi_trained: pd.DataFrame) -> Figure:
 
 def _training(epochs: int, accuracy: float) -> str:
     return f"after {epochs} epoch{'s' if epochs > 1 else ''} ({100 * accuracy:.0f} %)" if epochs else "untrained"
-
-
-def _with_blanks(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """The table, and below it the two blanks as further values of `by`, each image once."""
-    once = table.drop_duplicates(["dataset", "seed", "batch_size"])
-    blanks = [once.assign(psnr=once[f"psnr_of_{blank}"], attack=None, **{by: blank}) for blank in BLANKS]
-    return pd.concat([table, *blanks])
 
 
 def cost_chart(gi_cost: pd.DataFrame) -> Figure:
