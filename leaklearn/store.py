@@ -20,7 +20,7 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
@@ -143,6 +143,27 @@ def entry(
     about = json.loads(json.dumps(described))
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     return Entry(Path(folder).expanduser() / f"{what}_{key[:24]}.safetensors", about)
+
+
+def kept_values(
+    what: str,
+    settings: Mapping[str, Any],
+    tensors: Iterable[tuple[str, Tensor]],
+    made_by: Iterable[object],
+    compute: Callable[[], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """The plain values that `compute` gives, or gave before, as JSON keeps them; the other arguments are `entry`'s.
+
+    Such an entry takes a kilobyte, where what `compute` keeps on its own way (weights, momentum) takes many MB: those
+    few kilobytes are what to take along when a run is to go on elsewhere.
+    """
+    stored = entry(what, settings, tensors, made_by)
+    if (state := stored.load()) is not None:
+        return state.values
+    values = json.loads(json.dumps(plain(compute())))
+    if stored.due(finished=True):
+        stored.save(values)
+    return values
 
 
 def fingerprint(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -1,6 +1,7 @@
 """A killed training, federation or inversion goes on where it stopped and ends with the very same result."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -11,6 +12,10 @@ import leaklearn as ll
 from leaklearn import store
 from leaklearn.attacks.inversion import GradientInversion
 from leaklearn.attacks.inversion.stored import invert_once
+from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.harvest import InversionSettings
+from leaklearn.experiments.rounds import FederationPlan
+from leaklearn.experiments.training_on_leaked_data import Case, train_federations
 from leaklearn.files import plain
 from leaklearn.learning.recipe import SemiRecipe
 from leaklearn.learning.semi_supervised import train_semi_supervised
@@ -283,3 +288,32 @@ def test_how_a_federation_is_evaluated_is_in_its_key(tmp_path, monkeypatch):
         options = {"rounds": 1, "clients_per_round": 1, "evaluate": look}
         ll.federated.federate(ll.build("lenet", data), clients, ll.FedSGD(4), **options)
     assert len(list(tmp_path.glob("federation_*"))) == 2
+
+
+def test_what_a_leak_is_worth_is_kept_in_a_kilobyte(kept, mnist5k, monkeypatch):
+    bench = Bench(mnist5k, "lenet", None, ll.Recipe(steps=2, batch_size=8), progress=False)
+    few = mnist5k.train[:16]
+    first = bench.worth(few, 0)
+    small = list(kept.glob("worth_*"))
+    assert len(small) == 1
+    assert small[0].stat().st_size < 4096
+    for file in kept.glob("training_*"):
+        file.unlink()
+    monkeypatch.setattr(sys.modules["leaklearn.learning.train"], "_fit", None)  # nothing is trained again
+    assert bench.worth(few, 0) == first
+    for other in (lambda: bench.worth(few, 1), lambda: bench.worth(few[:8], 0), lambda: bench.worth(few, 0, steps=3)):
+        with pytest.raises(TypeError):
+            other()
+
+
+def test_the_rounds_of_a_federation_are_kept_in_a_kilobyte(kept, mnist5k, monkeypatch):
+    bench = Bench(mnist5k, "lenet", None, ll.Recipe(steps=1, batch_size=8), progress=False)
+    plans = [FederationPlan(clients=2, images_per_client=8, clients_per_round=1, rounds=2, local_steps=2)]
+    case = Case(bench, plans, InversionSettings(8, 4, iterations=1))
+    first = train_federations(case)
+    for file in kept.glob("federation_*"):
+        file.unlink()
+    monkeypatch.setattr("leaklearn.experiments.rounds.federate", None)  # nothing is federated again
+    pd.testing.assert_frame_equal(train_federations(case), first)
+    with pytest.raises(TypeError):
+        train_federations(replace(case, plans=[replace(plans[0], rounds=3)]))

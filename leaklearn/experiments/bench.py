@@ -8,7 +8,7 @@ object: a new attack needs no other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -27,7 +27,9 @@ from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_ba
 from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
+from leaklearn.learning.train import PRECISIONS, precision_of
 from leaklearn.models import Network, build
+from leaklearn.store import kept_values
 
 Case = TypeVar("Case")
 
@@ -224,11 +226,19 @@ class Bench:
         seconds = self.clock() - back + sent - begin
         return Exchange(attack, payload, updates, leak, truth, seconds, inversion)
 
+    @cached_property
+    def precision(self) -> str:
+        """What the learner is trained and evaluated in, ``"off"``, ``"bf16"`` or ``"fp16"``: full or mixed precision.
+
+        A recipe that leaves it open takes what this processor is fastest with.
+        """
+        return PRECISIONS[precision_of(self.recipe.amp, torch.device(self.device), self.network(0))]
+
     @property
     def evaluation(self) -> partial[float]:
         """Takes a model to its test accuracy, 0..1, looked at as the recipe says."""
         mirror = self.recipe.mirror and self.data.info.flip
-        return partial(evaluate, images=self.data.test, mirror=mirror, amp=self.recipe.amp)
+        return partial(evaluate, images=self.data.test, mirror=mirror, amp=self.precision)
 
     def worth(self, images: ImageSet | Leak, seed: int, *, network: Network | None = None, **changes: object) -> float:
         """Test accuracy, 0..1, of the learner trained on these images: what a leak is worth; an empty one, guessing.
@@ -238,9 +248,21 @@ class Bench:
         if len(images) == 0:
             return 1 / self.data.num_classes
         recipe = replace(self.recipe, **changes)
-        start = self.network(seed) if network is None else network
-        options = {"test": self.data.test, "info": self.data.info, "device": self.device, "evaluate_every": 0}
-        return train(start, images, recipe=recipe, seed=seed, **options).accuracy
+        start, test = self.network(seed) if network is None else network, self.data.test
+        options = {"test": test, "info": self.data.info, "device": self.device, "evaluate_every": 0}
+
+        def accuracy() -> dict[str, float]:
+            return {"accuracy": train(start, images, recipe=recipe, seed=seed, **options).accuracy}
+
+        settings = {"recipe": asdict(recipe), "seed": seed, "model": str(start), "info": str(self.data.info)}
+        settings |= {"device": self.device, "precision": self.precision}
+        trained = [name for name, parameter in start.named_parameters() if parameter.requires_grad]
+        tensors = {"images": images.images, "test images": test.images, "test labels": test.labels}
+        if images.labels is not None:  # else `train` refuses them
+            tensors["labels"] = images.labels
+        tensors |= start.state_dict()
+        made_by = [train, type(start)]
+        return kept_values("worth", settings | {"trained": trained}, tensors.items(), made_by, accuracy)["accuracy"]
 
     def rows(
         self,

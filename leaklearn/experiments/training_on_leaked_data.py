@@ -23,7 +23,10 @@ from leaklearn.data.images import ImageSet
 from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.experiments.rounds import FederationPlan, Round
+from leaklearn.federated import federate
 from leaklearn.leaks import Leak
+from leaklearn.learning import evaluate
+from leaklearn.store import kept_values
 
 IID = inf
 """`alpha` of IID clients in the tables: what Dirichlet(alpha) tends to."""
@@ -83,9 +86,21 @@ def train_federations(case: Case) -> pd.DataFrame:
 
     def measure(plan: FederationPlan, seed: int) -> list[dict[str, float]]:
         clients, every = plan.make_clients(bench.data.train, seed), max(1, plan.rounds // EVALUATIONS)
-        history = plan.train(bench, seed, clients, evaluate_every=every).history
+        network, test = bench.network(seed), bench.data.test
+
+        def history() -> dict[str, list]:
+            return plan.train(bench, seed, clients, evaluate_every=every).history.to_dict("list")
+
+        look = {name: value for name, value in bench.evaluation.keywords.items() if name != "images"}
+        settings = {"plan": repr(plan), "seed": seed, "evaluate_every": every, "model": str(network), **look}
+        settings |= {"device": bench.device}
+        tensors = {"test images": test.images, "test labels": test.labels, **network.state_dict()}
+        for client in clients:
+            tensors |= {f"images of {client.id}": client.data.images, f"labels of {client.id}": client.data.labels}
+        made_by = [federate, evaluate, type(plan.protocol()), type(network)]
+        found = kept_values("rounds", settings, tensors.items(), made_by, history)
         seen = plan.clients_per_round * plan.protocol().images_per_client
-        numbers = zip(history["round"], history["accuracy"], strict=True)
+        numbers = zip(found["round"], found["accuracy"], strict=True)
         return [{"alpha": _alpha(plan), "round": n, "images_seen": n * seen, "accuracy": a} for n, a in numbers]
 
     return bench.rows(case.plans, measure, "federations")

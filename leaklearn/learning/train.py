@@ -36,6 +36,9 @@ HISTORY_ROWS = 100
 LOOKAHEAD = 0.95
 """What slow weights keep of themselves for each step at the end; less before, by the cube of the share of the steps."""
 
+PRECISIONS = {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""What autocast computes in, None for full precision, and the name that a recipe gives it."""
+
 EVALUATED = 500
 """Images in one forward pass of `evaluate`; bounds the memory."""
 
@@ -297,7 +300,7 @@ def precision_of(amp: str | None, device: torch.device, model: nn.Module) -> tor
     network was measured to gain (`leaklearn.models.Architecture.bf16`), else full precision.
     """
     if amp is not None:
-        return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
+        return {name: precision for precision, name in PRECISIONS.items()}[amp]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     settings = getattr(model, "settings", {})

@@ -96,4 +96,3 @@ def replaced(readme: str, new: str) -> str:
     if not first or not last:
         raise ValueError(f"README.md lacks the line {END if first else BEGIN!r} around its table")
     return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
-
