@@ -35,6 +35,7 @@ from leaklearn.federated import (
     round_truth,
 )
 from leaklearn.federated.clients import client_seed
+from leaklearn.federated.defences import Dither, SubpixelShift
 from leaklearn.federated.soteria import exact_slopes, slope_along
 from leaklearn.learning import evaluate
 from leaklearn.models import build
@@ -392,3 +393,24 @@ def test_a_crowded_or_silent_update_gives_nothing(digits):
         reconstruct_defended(traps, trapped, clean, torch.zeros(6), wiener)
     with pytest.raises(ValueError, match="one value for each of 6 rows"):
         reconstruct_defended(attack, payload, clean, torch.zeros(5), wiener)
+
+
+def test_dither_moves_pixels_by_half_a_grey_level_at_most():
+    images = torch.rand(2, 1, 6, 3, 8, 8)
+    generator = torch.Generator().manual_seed(0)
+    moved = Dither().pixels(images[0], generator) - images[0]
+    assert moved.abs().max() <= 0.5 / 255 + 1e-7
+    assert moved.abs().mean() == pytest.approx(0.25 / 255, rel=0.1)
+    assert torch.equal(Dither().pixels(images[0], torch.Generator().manual_seed(0)) - images[0], moved)
+    with pytest.raises(ValueError, match="levels is -1"):
+        Dither(-1)
+
+
+def test_subpixel_shift_interpolates():
+    ramp = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 1, 1, 16).repeat(1, 40, 3, 1).view(1, 40, 3, 1, 16) / 32
+    moved = SubpixelShift(1.0).pixels(ramp.expand(1, 40, 3, 4, 16), torch.Generator().manual_seed(1))
+    shift = (moved - ramp)[..., 2:-2] * 32  # of a ramp: the same everywhere but at the borders, where it is cut
+    assert shift.std(dim=(2, 3, 4)).max() < 1e-4
+    assert shift.abs().max() <= 1 + 1e-4
+    assert shift[..., 0].std() > 0.3
+    assert torch.equal(moved.amax(), moved.clamp(0, 1).amax())

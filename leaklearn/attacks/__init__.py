@@ -3,13 +3,14 @@
 from leaklearn.attacks.base import Attack
 from leaklearn.attacks.inversion import GradientInversion
 from leaklearn.attacks.labels import match_labels, restore_labels
-from leaklearn.attacks.linear import AdaptiveBins, Loki, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks.linear import AdaptiveBins, Loki, PeeledBins, QuantileBiases, RobbingTheFed, Spear, TrapWeights
 
 __all__ = [
     "AdaptiveBins",
     "Attack",
     "GradientInversion",
     "Loki",
+    "PeeledBins",
     "QuantileBiases",
     "RobbingTheFed",
     "Spear",

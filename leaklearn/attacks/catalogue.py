@@ -9,7 +9,15 @@ from functools import partial
 from typing import Any
 
 from leaklearn.attacks.inversion import PRESETS, GradientInversion
-from leaklearn.attacks.linear import AdaptiveBins, Loki, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks.linear import (
+    AdaptiveBins,
+    Loki,
+    PeeledBins,
+    QuantileBiases,
+    RobbingTheFed,
+    Spear,
+    TrapWeights,
+)
 
 LINEAR: dict[str, Callable[..., Any]] = {
     "trap_weights": TrapWeights,
@@ -23,6 +31,7 @@ LINEAR: dict[str, Callable[..., Any]] = {
     "loki": Loki,
     "loki_kernel": partial(Loki, distribution="kernel"),
     "adaptive": AdaptiveBins,
+    "peeled_bins": PeeledBins,
     "spear": partial(Spear, search="sample"),
     "spear_reweighted": partial(Spear, search="reweight"),
 }

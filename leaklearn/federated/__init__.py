@@ -1,7 +1,7 @@
 """The simulation of federated learning: clients, server, FedSGD and FedAvg rounds, secure aggregation, defences."""
 
 from leaklearn.federated.clients import Client, draw_batches, gather, make_clients, respond, round_truth
-from leaklearn.federated.defences import Clip, Defence, GaussianNoise, Quantise, Sign, TopK
+from leaklearn.federated.defences import Clip, Defence, Dither, GaussianNoise, Quantise, Sign, SubpixelShift, TopK
 from leaklearn.federated.exchange import Payload, PersonalPayload, Updates, secure_sum
 from leaklearn.federated.private import PrivateSGD
 from leaklearn.federated.protocols import Draw, FedAvg, FedSGD
@@ -12,6 +12,7 @@ __all__ = [
     "Client",
     "Clip",
     "Defence",
+    "Dither",
     "Draw",
     "FedAvg",
     "FedSGD",
@@ -24,6 +25,7 @@ __all__ = [
     "Server",
     "Sign",
     "Soteria",
+    "SubpixelShift",
     "TopK",
     "Updates",
     "draw_batches",

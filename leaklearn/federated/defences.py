@@ -4,7 +4,8 @@ A defence is an object with settings; `respond(..., defence=...)` and `federate(
 client and the server. A server knows which one is in use and with which settings, as it knows the protocol. The
 settings of a round (larger batches, local steps, secure aggregation) are no objects here but `FedSGD`, `FedAvg` and
 `secure`; what goes into local training itself is in `leaklearn.federated.private` and `.soteria`. Compression (`TopK`,
-`Sign`, `Quantise`) defends as well: what is lost to make updates smaller for the wire is lost to an attacker too.
+`Sign`, `Quantise`) defends as well: what is lost to make updates smaller for the wire is lost to an attacker too. And
+so does what a client does to its pixels (`Dither`, `SubpixelShift`) against attacks that know pixels to be whole.
 
 All work on K clients at once, on the stacked tensors of their updates. A client's random numbers come from a seed of
 its own, so that they depend neither on the other clients nor on how many are computed together.
@@ -18,6 +19,7 @@ from math import ceil, inf, isfinite, sqrt
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from leaklearn.federated.exchange import AnyPayload, Payload, Updates
@@ -75,6 +77,63 @@ class Defence:
         value = updates.tensors[name]
         count = len(updates) if updates.summed else 1
         return value.new_full((len(value),), self.deviation(updates.protocol) * sqrt(count))
+
+
+@dataclass(frozen=True)
+class PixelDefence(Defence):
+    """What a client does to its images before it trains on them; the update is sent as it is."""
+
+    def answer(
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> tuple[State, State]:
+        generators = [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
+        parts = [self.pixels(mine, generator) for mine, generator in zip(images, generators, strict=True)]
+        return super().answer(payload, protocol, torch.stack(parts).clamp(0, 1), labels, seeds)
+
+    def pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One client's images (..., C, H, W), float in [0, 1], as it trains on them."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dither(PixelDefence):
+    """Noise on every pixel, uniform in -`levels`..`levels` of 255 grey levels: it takes images off the 8-bit grid.
+
+    Half a level is what rounding to 8 bits did to the pixel before (Roberts, 1962): nothing that was there is lost. An
+    attack that knows pixels to be whole grey levels loses that.
+    """
+
+    levels: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("levels", self.levels, most=255)
+
+    def pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        return images + (2 * noise - 1) * (self.levels / 255)
+
+
+@dataclass(frozen=True)
+class SubpixelShift(PixelDefence):
+    """Augmentation by interpolation: each image shifted by up to `most` pixels up or down and left or right, bilinear.
+
+    What random resized crops, rotations and their like do to the grid of grey levels.
+    """
+
+    most: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("most", self.most)
+
+    def pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        flat = images.flatten(0, -4)
+        height, width = images.shape[-2:]
+        shift = 2 * torch.rand(len(flat), 2, generator=generator, device=images.device, dtype=images.dtype) - 1
+        steps = shift * 2 * self.most / torch.tensor([width, height], device=images.device)
+        turn = torch.eye(2, 3, device=images.device, dtype=images.dtype).repeat(len(flat), 1, 1)
+        turn[:, :, 2] = steps
+        grid = F.affine_grid(turn, list(flat.shape), align_corners=False)
+        return F.grid_sample(flat, grid, padding_mode="border", align_corners=False).view_as(images)
 
 
 @dataclass(frozen=True)

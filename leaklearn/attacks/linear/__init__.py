@@ -6,7 +6,8 @@ SPEAR alone sends an honest network, and reads its first layer.
 from leaklearn.attacks.linear.adaptive_bins import AdaptiveBins
 from leaklearn.attacks.linear.binned import Loki, RobbingTheFed
 from leaklearn.attacks.linear.certainty import certify
+from leaklearn.attacks.linear.peeled_bins import PeeledBins
 from leaklearn.attacks.linear.random_rows import QuantileBiases, TrapWeights
 from leaklearn.attacks.linear.spear import Spear
 
-__all__ = ["AdaptiveBins", "Loki", "QuantileBiases", "RobbingTheFed", "Spear", "TrapWeights", "certify"]
+__all__ = ["AdaptiveBins", "Loki", "PeeledBins", "QuantileBiases", "RobbingTheFed", "Spear", "TrapWeights", "certify"]

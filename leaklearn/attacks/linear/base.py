@@ -7,6 +7,7 @@ that many neurons are activated by one image each.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
-from leaklearn.attacks.linear.verification import verify
+from leaklearn.attacks.linear.verification import OFF_GRID, Verdict, verify
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak, merge
 
 # Values of fc1's update looked at in one go (32 MiB as float32): more is slower on a CPU.
 VALUES_AT_ONCE = 8_000_000
+# Lone images that must be expected of a client before their absence from the 8-bit grid says anything.
+FEWEST_ALONE = 4.0
 # Relative rounding error of one float32 operation.
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -84,23 +87,63 @@ class LinearLeakage(ABC):
 
         Nothing is drawn, so `seed` is not used; `round` is written into the leak. The leak is on the CPU and without
         labels; its meta counts `candidates` and `accepted`.
+
+        That images are on the 8-bit grid is checked: a client of whom many candidates are in range and in their bins,
+        and hardly any on the grid, does not store or augment its images so. These are then accepted without the grid,
+        with a warning; `off_grid` counts such clients.
         """
         weight, bias = (updates.tensors[name] for name in self.reads)
-        parts, seen = [], 0
+        parts, seen, off = [], 0, 0
         for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
-            found = self.candidates(payload, weight[group], own_bias, updates.kind == "delta")
-            vector = low = high = None
-            if payload.model.block.bins is not None:
-                bins = payload.model.block.bins.to(found.images)
-                vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
-            verdict = verify(found.images, vector, low, high, found.noise, eight_bit=self.eight_bit)
-            good = verdict.valid
+            found, verdict = self._judge(payload, weight[group], own_bias, updates.kind == "delta", self.eight_bit)
+            good, confidence = verdict.valid, verdict.confidence
+            images = found.images
+            if self.eight_bit:
+                other, without = self._judge(payload, weight[group], own_bias, updates.kind == "delta", False)
+                binned = payload.model.block.bins is not None
+                wrong = self._off_grid(found.row, good, other.row, without.valid, len(clients), binned)
+                off += int(wrong.sum())
+                if bool(wrong.any()):
+                    keep, take = good & ~wrong[found.row], without.valid & wrong[other.row]
+                    found = Candidates(*(torch.cat([a, b]) for a, b in zip(found, other, strict=True)))
+                    good, images = torch.cat([keep, take]), found.images
+                    confidence = torch.cat([confidence, without.confidence])
             sender, neuron = clients[found.row[good]], found.neuron[good]
-            images, confidence = found.images[good].clamp(0, 1), verdict.confidence[good]
-            parts.append(as_leak(payload, images, confidence, sender, neuron, round))
-            seen += len(found.images)
-        return self.gather(parts, updates, round=round, candidates=seen)
+            parts.append(as_leak(payload, images[good].clamp(0, 1), confidence[good], sender, neuron, round))
+            seen += len(verdict.valid)
+        if off:
+            warnings.warn(OFF_GRID.format(name=self.name, count=off, of=len(weight)), stacklevel=2)
+        return self.gather(parts, updates, round=round, candidates=seen, off_grid=off)
+
+    def _judge(
+        self, payload: Payload, weight: Tensor, bias: Tensor | None, delta: bool, eight_bit: bool
+    ) -> tuple[Candidates, Verdict]:
+        """The candidates of some clients, and what `verify` says of them with the 8-bit grid or without."""
+        attack = replace(self, eight_bit=eight_bit)
+        found = attack.candidates(payload, weight, bias, delta)
+        vector = low = high = None
+        if payload.model.block.bins is not None:
+            bins = payload.model.block.bins.to(found.images)
+            vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
+        return found, verify(found.images, vector, low, high, found.noise, eight_bit=eight_bit)
+
+    def _off_grid(
+        self, row: Tensor, on_grid: Tensor, other_row: Tensor, plausible: Tensor, clients: int, binned: bool
+    ) -> Tensor:
+        """(K,) of which clients many candidates would do but for the grid, and fewer are on it than chance allows.
+
+        Of the neurons that images reach, a share is reached by one alone; where bins are of equal mass that is
+        N p q^(N-1) / (1 - q^N). A tenth of it is far below anything that happens to images on the grid.
+        """
+        accepted = torch.bincount(row[on_grid], minlength=clients)
+        possible = torch.bincount(other_row[plausible], minlength=clients)
+        p, images = 1 / self.neurons, self.images_per_client
+        q = 1 - p
+        alone = images * p * q ** (images - 1) / max(1 - q**images, 1e-9)
+        if not binned:  # random rows may be reached by crowds only: no client by itself says anything
+            return (accepted.sum() == 0).expand(clients) & (possible.sum() * alone >= 5 * FEWEST_ALONE)
+        return (possible * alone >= FEWEST_ALONE) & (accepted < 0.1 * alone * possible)
 
     def gather(self, parts: Sequence[Leak], updates: Updates, **about: object) -> Leak:
         """One leak of all parts; its meta tells the attack, its settings and what was attacked."""

@@ -63,6 +63,30 @@ class Bins:
         return Bins(self.vector.to(like), self.low.to(like), self.high.to(like))
 
 
+@dataclass(frozen=True, eq=False)
+class ManyBins:
+    """Bins of several measurements: neuron i of measurement q is bin number i plus the bins of those before q."""
+
+    parts: tuple[Bins, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
+
+    def of(self, images: Tensor) -> Tensor:
+        """Which bin of each of m measurements images (..., C, H, W) fall into: (..., m) int64, -1 outside of all."""
+        places, before = [], 0
+        for part in self.parts:
+            place = part.of(images)
+            places.append(torch.where(place >= 0, place + before, -1))
+            before += part.count
+        return torch.stack(places, -1)
+
+    def to(self, like: Tensor) -> ManyBins:
+        """The same bins on another tensor's device, in its precision."""
+        return ManyBins(tuple(part.to(like) for part in self.parts))
+
+
 def measure(vector: Tensor, images: Tensor) -> Tensor:
     """h(x) = <v, x> of images (..., C, H, W), uint8 or float in [0, 1]: (...) float64."""
     flat = images.flatten(-3).double()
@@ -171,3 +195,15 @@ def bounded_edges(population: Population, count: int) -> Tensor:
     if population.kind == "kernel":
         return population.quantiles(torch.arange(count + 1) / count)
     return population.quantiles(torch.arange(1, count + 2) / (count + 2))
+
+
+def closed_edges(vector: Tensor, population: Population, count: int) -> Tensor:
+    """n + 1 edges of n bounded bins of equal mass that no image is outside of.
+
+    Q(m/n) for m = 1..n-1, and beyond them the least and the largest value that pixels in [0, 1] can have.
+    """
+    inner = population.quantiles(torch.arange(1, count) / count).double()
+    weights = vector.double()
+    ends = torch.stack([weights.clamp_max(0).sum(), weights.clamp_min(0).sum()])
+    slack = 1e-3 * (ends[1] - ends[0])
+    return torch.cat([ends[:1] - slack, inner, ends[1:] + slack])

@@ -29,6 +29,11 @@ GRID_NOISE = 0.1
 LARGEST_NOISE = 0.1
 # Allowance for rounding in the range and bin checks, in units of the [0, 1] range.
 TOLERANCE = 0.01
+# What is said where images were assumed to be on the 8-bit grid and are not.
+OFF_GRID = (
+    "{name}: the images of {count} of {of} clients are not on the 8-bit grid, as after augmentation by interpolation; "
+    "they were read without it, and mixtures may be among them (eight_bit=False says so beforehand)"
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,138 @@
+"""Bins of several measurements, peeled, against a combinatorial simulation and against the truth."""
+
+import pytest
+import torch
+
+import leaklearn as ll
+from leaklearn.attacks.linear.bins import Population, closed_edges, measurement_vector
+from leaklearn.attacks.linear.peeled_bins import PeeledBins, Peeling, simulate_peeling
+from leaklearn.experiments.bench import Bench
+
+
+@pytest.fixture(scope="module")
+def mnist5k():
+    return ll.load("mnist5k")
+
+
+def exact_gradient(bins, images, delta):
+    """What bounded bins return of images (N, C, H, W) uint8 with deltas (N,), in float64: weight, bias."""
+    flat = images.flatten(1).double() / 255
+    weight, bias = torch.zeros(bins.count, flat.shape[1], dtype=torch.float64), torch.zeros(bins.count).double()
+    for x, amount, places in zip(flat, delta, bins.of(images), strict=True):
+        weight[places] += amount * x
+        bias[places] += amount
+    return weight, bias
+
+
+def keys(images):
+    """A key for each image, uint8 or float in [0, 1]."""
+    levels = images if images.dtype == torch.uint8 else (images * 255).round().to(torch.uint8)
+    return [bytes(image.numpy()) for image in levels.flatten(1)]
+
+
+def taken(peeling, images):
+    mine = set(keys(peeling.run().images))
+    return torch.tensor([key in mine for key in keys(images)])
+
+
+@pytest.mark.parametrize("factor", [4.0, 1.5, 1.0, 0.75])
+@pytest.mark.parametrize("measurements", [1, 2, 3])
+def test_peeling_takes_what_the_combinatorial_simulation_takes(mnist5k, factor, measurements):
+    attack = PeeledBins(factor, 48, measurements=measurements)
+    bins = attack.block(mnist5k.test).bins
+    generator = torch.Generator().manual_seed(measurements)
+    images = mnist5k.train.images[torch.randperm(4000, generator=generator)[:48]]
+    weight, bias = exact_gradient(bins, images, torch.randn(48, generator=generator).double())
+    mine = taken(Peeling(bins, (1, 28, 28), weight, bias, split=False), images)
+    assert torch.equal(mine, simulate_peeling(bins.of(images), bins.count, split=False))
+    # A pair that the grid cannot tell apart leaves others unread; nothing is read that the simulation does not.
+    mine, simulated = (
+        taken(Peeling(bins, (1, 28, 28), weight, bias), images),
+        simulate_peeling(bins.of(images), bins.count),
+    )
+    assert not bool((mine & ~simulated).any())
+    assert int(mine.sum()) >= int(simulated.sum()) - 6
+
+
+def test_simulation_by_hand():
+    # Images 0 and 1 share neuron 0, image 1 is alone in neuron 4, image 2 shares neuron 1 and 5 with image 3.
+    bins = torch.tensor([[0, 3], [0, 4], [1, 5], [1, 5], [-1, -1]])
+    assert simulate_peeling(bins, 6, split=False).tolist() == [True, True, False, False, False]
+    assert simulate_peeling(bins, 6).tolist() == [True, True, True, True, False]
+
+
+@pytest.mark.parametrize(("factor", "measurements", "least"), [(4, 3, 0.99), (2, 3, 0.99), (1, 2, 0.9), (1, 1, 0.6)])
+def test_one_round_of_fedsgd(mnist5k, factor, measurements, least):
+    bench, attack = Bench(mnist5k, "lenet", progress=False), PeeledBins(factor, 64, measurements=measurements)
+    found = bench.exchange(attack, 0, bench.clients(4, 64, 0), ll.FedSGD(64))
+    levels, mine = (keys(images) for images in (found.truth.images.flatten(0, 1), found.leak.images))
+    assert set(mine) <= set(levels)  # none wrong
+    assert found.score.leak_rate >= least
+    about = found.leak.meta
+    assert about["taken_alone"] + about["taken_peeled"] + about["taken_split"] == len(found.leak)
+    assert found.score.false_positives == 0
+    assert torch.equal(found.leak.labels, found.score.true_labels)
+    assert about["unexplained"] == 0
+
+
+@pytest.mark.parametrize("kind", ["mean", "random"])
+def test_no_image_is_outside_of_closed_edges(mnist5k, kind):
+    vector = measurement_vector(kind, (1, 28, 28), 3)
+    edges = closed_edges(vector, Population.of(vector, mnist5k.test.images, "kernel"), 12)
+    extremes = torch.stack([torch.zeros(784), torch.ones(784), (vector > 0).float(), (vector < 0).float()]) @ vector
+    assert bool(((extremes > edges[0]) & (extremes < edges[-1])).all())
+    places = torch.searchsorted(edges, mnist5k.train.images.flatten(1).double() @ vector.double() / 255) - 1
+    counts = torch.bincount(places, minlength=12)
+    assert len(counts) == 12
+    assert counts.min() > 0.6 * counts.double().mean()
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"measurements": 0}, "measurements is 0"), ({"measurements": 40}, "64 neurons have room for 1 to 32"),
+])  # fmt: skip
+def test_bad_settings_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        PeeledBins(1.0, 64, **settings)
+
+
+@pytest.mark.parametrize(("attack", "least"), [
+    (ll.attacks.RobbingTheFed(4.0, 32), 0.6), (ll.attacks.RobbingTheFed(4.0, 32, activation="bounded"), 0.6),
+    (ll.attacks.Loki(4.0, 32), 0.5), (ll.attacks.QuantileBiases(4.0, 32), 0.4),
+    (PeeledBins(4.0, 32, measurements=3), 0.95), (PeeledBins(2.0, 32), 0.8),
+])  # fmt: skip
+def test_images_off_the_grid_are_no_all_clear(mnist5k, attack, least):
+    bench, defence = Bench(mnist5k, "lenet", progress=False), ll.federated.Dither()
+    with pytest.warns(UserWarning, match="3 of 3 clients are not on the 8-bit grid"):
+        found = bench.exchange(attack, 0, bench.clients(3, 32, 0), ll.FedSGD(32), defence=defence)
+    assert found.leak.meta["off_grid"] == 3
+    assert found.score.leak_rate >= least
+    if isinstance(attack, PeeledBins):
+        assert found.score.false_positives == 0  # each is proved by its gradient
+        assert found.leak.meta["unexplained"] == 0
+
+
+@pytest.mark.parametrize("factor", [4.0, 1.0, 0.25, 0.1])
+@pytest.mark.parametrize(
+    "make", [ll.attacks.RobbingTheFed, ll.attacks.Loki, ll.attacks.TrapWeights, ll.attacks.QuantileBiases]
+)
+def test_images_on_the_grid_are_taken_for_such_however_they_collide(mnist5k, factor, make, recwarn):
+    bench = Bench(mnist5k, "lenet", progress=False)
+    found = bench.exchange(make(factor, 64), 0, bench.clients(6, 64, 0), ll.FedSGD(64))
+    assert found.leak.meta["off_grid"] == 0
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]
+
+
+def test_local_steps_are_refused_by_name(mnist5k):
+    bench = Bench(mnist5k, "lenet", progress=False)
+    with pytest.raises(ValueError, match="take loki"):
+        bench.exchange(PeeledBins(4.0, 8), 0, bench.clients(1, 8, 0), ll.FedAvg(4, 2, 0.01))
+
+
+def test_batch_norm_in_train_mode_leaves_labels_out_and_says_so(mnist5k):
+    bench = Bench(mnist5k, "convnet", progress=False)
+    network = bench.network(0)
+    leak = bench.exchange(
+        PeeledBins(4.0, 16, measurements=3), 0, bench.clients(1, 16, 0), ll.FedSGD(16), network=network
+    ).leak
+    assert leak.labels is None
+    assert "batch norm" in leak.meta["why"]
