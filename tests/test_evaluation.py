@@ -1,5 +1,8 @@
 """Assignment and image quality against hand values and other implementations."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 
 from leaklearn.evaluation import assign, pairwise_mse, psnr, ssim
 from leaklearn.evaluation.assignment import match_within
+from leaklearn.evaluation.closed_forms import expected_alone_or_pair, expected_leak_rate, expected_peeled
 from leaklearn.evaluation.similarity import CEILING_DB
 
 
@@ -143,3 +147,26 @@ def test_quality_refuses_what_it_cannot_compare():
             metric(torch.zeros(1, 1, 8, 8).byte(), torch.zeros(1, 1, 8, 8).byte())
     with pytest.raises(ValueError, match="5x5"):
         ssim(noise(1, 1, 5, 5), noise(1, 1, 5, 5))
+
+
+@pytest.mark.parametrize("factor", [4, 2, 1])
+def test_alone_or_in_a_pair(factor):
+    rate = expected_alone_or_pair(64 * factor, 64)
+    assert rate == pytest.approx((1 + 1 / factor) * math.exp(-1 / factor), abs=0.01)  # the limit of many images
+    assert expected_peeled((64 * factor,), 64) == pytest.approx(rate, abs=0.015)
+    alone = expected_leak_rate(64 * factor, 64)
+    assert expected_peeled((64 * factor,), 64, split=False) == pytest.approx(alone, abs=0.015)
+
+
+@pytest.mark.parametrize(("bins", "images"), [(3, 1), (2, 2), (3, 4), (2, 5)])
+def test_alone_or_in_a_pair_by_enumeration(bins, images):
+    draws = list(itertools.product(range(bins), repeat=images))
+    kept = sum(sum(draw.count(place) <= 2 for place in draw) for draw in draws)
+    assert expected_alone_or_pair(bins, images) == pytest.approx(kept / (images * len(draws)))
+
+
+def test_peeling_has_a_threshold():
+    # Three measurements, no splitting: nearly all below 0.82 images a neuron, few above.
+    below, above = (expected_peeled((400,) * 3, images, split=False, draws=4) for images in (900, 1080))
+    assert below > 0.99
+    assert above < 0.5

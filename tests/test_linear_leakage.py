@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from leaklearn.attacks import AdaptiveBins, Attack, Loki, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks import AdaptiveBins, Attack, Loki, PeeledBins, QuantileBiases, RobbingTheFed, Spear, TrapWeights
 from leaklearn.attacks.linear.bins import Bins, Population, bounded_edges, measurement_vector, relu_cutoffs
 from leaklearn.attacks.linear.verification import fit_scale, grid_distance, verify
 from leaklearn.data import load
@@ -244,6 +244,8 @@ def test_attacks_are_called_alike(data):
         "trap_weights": TrapWeights(), "qbi_published": QuantileBiases(fit="published"),
         "qbi_normal": QuantileBiases(fit="normal"), "qbi_quantiles": QuantileBiases(),
         "robbing_the_fed": RobbingTheFed(), "robbing_the_fed_bounded": RobbingTheFed(activation="bounded"),
+        "split_bins": PeeledBins(measurements=1), "peeled_bins": PeeledBins(),
+        "peeled_bins_unsplit": PeeledBins(split=False),
         "loki": Loki(), "adaptive": AdaptiveBins(), "spear": Spear("sample"), "spear_reweighted": Spear(),
     }  # fmt: skip
     client = make_clients(data.train, 200, seed=0)[:1]

@@ -136,3 +136,11 @@ def test_batch_norm_in_train_mode_leaves_labels_out_and_says_so(mnist5k):
     ).leak
     assert leak.labels is None
     assert "batch norm" in leak.meta["why"]
+
+
+def test_names_tell_the_settings():
+    names = {PeeledBins(1.0, 64, measurements=m, split=split).name for m in (1, 2) for split in (False, True)}
+    assert names == {"bins", "split_bins", "peeled_bins", "peeled_bins_unsplit"}
+    assert PeeledBins(2.0, 64).shares == (44, 42, 42)
+    assert PeeledBins(0.75, 64).shares == (24, 24)
+    assert PeeledBins(2.0, 1).shares == (2,)

@@ -31,7 +31,9 @@ LINEAR: dict[str, Callable[..., Any]] = {
     "loki": Loki,
     "loki_kernel": partial(Loki, distribution="kernel"),
     "adaptive": AdaptiveBins,
+    "split_bins": partial(PeeledBins, measurements=1),
     "peeled_bins": PeeledBins,
+    "peeled_bins_unsplit": partial(PeeledBins, split=False),
     "spear": partial(Spear, search="sample"),
     "spear_reweighted": partial(Spear, search="reweight"),
 }

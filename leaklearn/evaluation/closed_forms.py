@@ -1,13 +1,19 @@
 """How much linear layer leakage should leak: balls in bins, in closed form.
 
 An attacked image leaks when it is alone in its bin (`leaklearn.attacks.linear`). With n bins of equal probability and
-images that fall into them independently, that is a question about balls and bins only.
+images that fall into them independently, that is a question about balls and bins only. With neurons of two split, it
+may share its bin with one other; with bins of several measurements, peeled, it is a question about random hypergraphs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import exp, lgamma
+
+import torch
+
+from leaklearn.attacks.linear.peeled_bins import simulate_peeling
 
 
 def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:
@@ -72,6 +78,35 @@ def expected_in_bins(
         raise ValueError(f"{images} images, {sum(counts)} in bins, of a population of {total}: too many")
     others = _others(images, local_steps)
     return sum(n / total * _all_miss(n, m, total) for n in counts if n for m in others) / local_steps
+
+
+def expected_alone_or_pair(bins: int, images: int) -> float:
+    r"""Share of the images, 0..1, that are in a bin with one other or none: what one step leaks once pairs are split.
+
+    With p = 1/n and q = 1 - p: q^(N-1) + (N-1) p q^(N-2).
+    """
+    _at_least_one(bins=bins, images=images)
+    p, q = 1 / bins, 1 - 1 / bins
+    return q ** (images - 1) + (images - 1) * p * (q ** (images - 2) if images > 1 else 0.0)
+
+
+@cache
+def expected_peeled(shares: tuple[int, ...], images: int, *, split: bool = True, draws: int = 100) -> float:
+    """Share of the images, 0..1, that peeling takes, where they fall into bins of equal mass independently.
+
+    By simulation with this many draws, for there is no closed form at these sizes: in the limit of many images it is
+    all of them below a threshold of images a neuron, that of the 2-core of a random hypergraph (three measurements,
+    no splitting: 0.82; Molloy, Random Structures & Algorithms 2005), and few above it.
+
+    `shares` are the bins of each measurement, `split` says whether neurons of two are read.
+    """
+    _at_least_one(images=images, draws=draws)
+    generator = torch.Generator().manual_seed(0)
+    before, rates = torch.tensor([0, *shares[:-1]]).cumsum(0), []
+    for _ in range(draws):
+        places = [torch.randint(count, (images,), generator=generator) for count in shares]
+        rates.append(simulate_peeling(torch.stack(places, 1) + before, sum(shares), split=split).double().mean())
+    return float(torch.stack(rates).mean())
 
 
 def _others(images: int, local_steps: int) -> list[int]:

@@ -10,9 +10,13 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from leaklearn.attacks.catalogue import make
+from leaklearn.attacks.linear import PeeledBins
 from leaklearn.attacks.linear.base import LinearLeakage
+from leaklearn.attacks.linear.bins import ManyBins
+from leaklearn.attacks.linear.peeled_bins import Peeling, simulate_peeling
 from leaklearn.evaluation import Truth, score
 from leaklearn.evaluation.closed_forms import expected_in_bins, expected_leak_rate, expected_over_rounds
 from leaklearn.experiments.bench import READABLE_DB, Bench, Exchange
@@ -100,11 +104,64 @@ def expected_in_these_bins(bench: Bench, each: Round) -> float:
     bins = each.attack.block(bench.data.test).bins
     if bins is None:
         return nan
+    if isinstance(each.attack, PeeledBins):
+        return _simulated(bench, each, bins)
     places = torch.cat([bins.of(images) for images in bench.data.train.images.split(1000)])
     counts = torch.bincount(places[places >= 0], minlength=bins.count).tolist()
     summed = each.secure and not each.attack.disjoint
     images, steps = each.images * (each.clients if summed else 1), each.local_steps
     return expected_in_bins(counts, images, steps, population=len(places))
+
+
+def _simulated(bench: Bench, each: Round, bins: ManyBins, draws: int = 40) -> float:
+    """Share that peeling takes of random clients' images, if only where images fall decided it."""
+    generator, rates = torch.Generator().manual_seed(0), []
+    images = each.images * (each.clients if each.secure else 1)
+    for _ in range(draws):
+        places = bins.of(bench.data.train.images[torch.randperm(len(bench.data.train), generator=generator)[:images]])
+        rates.append(simulate_peeling(places, bins.count, split=each.attack.split).double().mean())
+    return float(torch.stack(rates).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """How one client's images were peeled.
+
+    Attributes
+    ----------
+    shares : tuple of int
+        Neurons of each measurement.
+    left : Tensor
+        (waves + 1, n) how many images not yet taken are in each neuron before each wave, and after the last.
+    images, wave, split : Tensor
+        (M, C, H, W) taken images in [0, 1], (M,) the wave each was taken in, (M,) whether from a neuron of two.
+    attacked : int
+        Images of the client.
+    """
+
+    shares: tuple[int, ...]
+    left: Tensor
+    images: Tensor
+    wave: Tensor
+    split: Tensor
+    attacked: int
+
+
+def peel_one(bench: Bench, attack: PeeledBins, seed: int) -> Course:
+    """One round of one client; the neurons' images are counted with the truth, which the attacker does not have."""
+    protocol = FedSGD(attack.images_per_client)
+    found = bench.exchange(attack, seed, bench.clients(1, attack.images_per_client, seed), protocol)
+    block, (weight, bias) = found.payload.model.block, (found.updates.tensors[name][0] for name in attack.reads)
+    taken = Peeling(block.bins, block.shape, weight, bias, split=attack.split).run()
+    places, mine = block.bins.of(found.truth.images[0]), block.bins.of(taken.images.unflatten(1, block.shape))
+    waves = int(taken.wave.max()) + 1 if len(taken.wave) else 0
+    counts = torch.bincount(places[places >= 0], minlength=block.bins.count)
+    left = [counts]
+    for wave in range(waves):
+        gone = mine[taken.wave == wave]
+        left.append(left[-1] - torch.bincount(gone[gone >= 0], minlength=block.bins.count))
+    images = taken.images.unflatten(1, block.shape).float()
+    return Course(attack.shares, torch.stack(left), images, taken.wave, taken.split, len(places))
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import inf, nan
 from typing import Any
 
-from leaklearn.attacks import Loki, RobbingTheFed
+from leaklearn.attacks import Loki, PeeledBins, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import equal_partition
-from leaklearn.evaluation.closed_forms import expected_leak_rate
+from leaklearn.evaluation.closed_forms import expected_alone_or_pair, expected_leak_rate, expected_peeled
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, FedAvg, Federation, FedSGD, federate, make_clients
 from leaklearn.federated.protocols import Protocol, check_count
@@ -68,7 +68,7 @@ class Round:
 
     @property
     def expected_leak_rate(self) -> float:
-        """Closed form for bins of equal mass, 0..1; NaN where there is none.
+        """Closed form, or simulation, for bins of equal mass, 0..1; NaN where there is none.
 
         Under secure aggregation Robbing the Fed's clients share the bins, so that all their images compete. Further
         epochs over the same images add nothing to LOKI's, for every bin in use is silent after the first.
@@ -77,6 +77,11 @@ class Round:
         if isinstance(self.protocol, FedAvg):
             steps = self.images // self.protocol.batch_size
             return expected_leak_rate(bins, self.images, steps) if loki else nan
+        if isinstance(self.attack, PeeledBins):
+            images = self.images * (self.clients if self.secure else 1)
+            if self.attack.split and len(self.attack.shares) == 1:
+                return expected_alone_or_pair(bins, images)
+            return expected_peeled(self.attack.shares, images, split=self.attack.split)
         if hasattr(self.attack, "expected_leak_rate"):
             return nan if self.secure else self.attack.expected_leak_rate
         if not isinstance(self.attack, Loki | RobbingTheFed):

@@ -57,7 +57,9 @@ _NAMES: dict[str, Name] = {
     "qbi_normal": Name("QBI, mean and spread of each neuron", _GREEN, "P"),
     "qbi_quantiles": Name("QBI, quantile of each neuron", _BLUE, "X"),
     "adaptive": Name("adaptive bins", _BLUE, "o"),
-    "peeled_bins": Name("peeled bins (ours)", _GREEN, "*"),
+    "split_bins": Name("bins, neurons of two split (ours)", _SKY, "D"),
+    "peeled_bins": Name("bins of several measurements, peeled (ours)", _GREEN, "*"),
+    "peeled_bins_unsplit": Name("peeled without splitting (ours)", _PURPLE, "h"),
     "spear": Name("SPEAR, sampling, as published", _VERMILION, "s"),
     "spear_reweighted": Name("SPEAR, reweighted least squares", _BLUE, "o"),
     # gradient inversion

@@ -67,31 +67,40 @@ class Taken(NamedTuple):
 class PeeledBins(LinearLeakage):
     """Bounded bins of several measurements; images that are known are taken away, and collisions of two are split.
 
-    The number of measurements pays with the number of neurons for an image, `fc_factor`: three above 1.3 without
-    splitting, two below 1.5 with it (`leaklearn.evaluation.closed_forms` has the thresholds).
+    One measurement and `split` is Robbing the Fed's bins with neurons of two read as well.
     """
 
     fc_factor: float = 1.0
-    measurements: int = 2  # m: bins of how many measurements share the neurons
+    measurements: int | None = None  # m, whose bins share the neurons; None: 3, or 2 below one neuron an image
     split: bool = True  # whether neurons of two images are told apart by the 8-bit grid
     distribution: str = "kernel"  # of each measurement over public images, see `Population`
     seed: int = 0  # of the random measurements
 
-    name = "peeled_bins"
     source = "ours; bins as in Robbing the Fed (Fowl et al., ICLR 2022), peeling as in Shariati and Meybodi (2026)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.measurements <= self.neurons // 2:
+        if self.measurements is not None and not 1 <= self.measurements <= self.neurons // 2:
             raise ValueError(
                 f"measurements is {self.measurements}; {self.neurons} neurons have room for 1 to {self.neurons // 2}"
             )
 
+    @property
+    def name(self) -> str:
+        one = self.measurements == 1
+        return ("split_bins" if one else "peeled_bins") if self.split else ("bins" if one else "peeled_bins_unsplit")
+
+    @property
+    def shares(self) -> tuple[int, ...]:
+        """Bins of each measurement. The thresholds of random hypergraphs favour three, but for crowded neurons two."""
+        count = self.measurements or (3 if self.fc_factor >= 0.9 or not self.split else 2)
+        count = min(count, max(1, self.neurons // 2))
+        first = self.neurons - (count - 1) * (self.neurons // count)
+        return (first, *[self.neurons // count] * (count - 1))
+
     def block(self, public: ImageSet) -> LeakyBlock:
-        shares = [self.neurons // self.measurements] * self.measurements
-        shares[0] += self.neurons - sum(shares)
         bins, rows, offsets = [], [], []
-        for number, count in enumerate(shares):
+        for number, count in enumerate(self.shares):
             kind = "random" if number else "mean"
             vector = measurement_vector(kind, public.shape, 1000 * self.seed + number)
             edges = closed_edges(vector, Population.of(vector, public.images, self.distribution), count)

@@ -37,7 +37,8 @@ PILE = 1e-4
 MULTIPLES = 12  # of lam that differences of neighbours are looked for at
 NEAR_WHOLE = 4 * PILE  # differences nearer to a whole number tell nothing
 FEW = 1000  # pixels that are not whole, below which differences of more than neighbours are looked at
-TRIES = 16  # candidates for lam that are followed up
+TRIES = 4  # candidates for lam that are followed up
+HIGH = 9.0  # standard deviations that the piles of a candidate rise above those of any lam: real pairs, 17 to 30
 WHOLE = 40  # largest whole part of lam: beyond it one image has less than a fortieth of the other's share
 LARGEST_NOISE = 3e-4  # standard deviation of m's rounding, in grey levels, beyond which the lattice is too dense
 WINDOW = 6.0  # standard deviations within which a pixel meets the lattice
@@ -130,8 +131,9 @@ def _piles(steps: Tensor) -> list[float]:
     score = heights[(reach / PILE).long().clamp_max(width - 1)].sum(1)
     # The highest of each neighbourhood.
     peaks = F.max_pool1d(score.view(1, 1, -1), 2 * MULTIPLES + 1, 1, MULTIPLES).flatten()
-    places = ((score == peaks) & (score >= 4)).nonzero().flatten()
-    best = places[score[places].argsort(descending=True, stable=True)[: 4 * TRIES]]
+    high = (score - score.mean()) / score.std().clamp_min(1e-9)
+    places = ((score == peaks) & (high >= HIGH) & (score >= 0.6 * score.max())).nonzero().flatten()
+    best = places[score[places].argsort(descending=True, stable=True)[: 2 * TRIES]]
     return grid[best].tolist()
 
 
@@ -192,6 +194,9 @@ def _decode(mixture: Tensor, part: float, noise: float) -> tuple[Tensor, Tensor,
     order = mixture.argsort()
     some = torch.cat([order[:64], order[64:-64][:: max(1, len(order) // 256)], order[-64:]])
     for multiple in range(2, max(most, MULTIPLES + 1)):
+        residual, _ = _nearest(mixture[some], multiple * part % 1.0, STEPS)
+        if float((residual.abs() <= 4 * window).double().mean()) < 0.9:  # far from doing as well
+            continue
         few, other, _ = _refine(mixture[some], multiple * part % 1.0, noise)
         if _wholes(few, other, window) != []:
             whole_picture, other, _ = _refine(mixture, other, noise)
