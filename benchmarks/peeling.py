@@ -1,0 +1,156 @@
+"""Bins of several measurements, peeled: how much one round takes, and what neurons of two give.
+
+    python benchmarks/peeling.py [--datasets mnist5k] [--clients 60] [--seeds 0 1 2] [--parts pairs rounds ...]
+
+Tables in outputs/bench, a part each:
+
+pairs: peeling_pairs.csv. Mixtures of two training images with random shares, made in float64, and noise on every pixel:
+how many are split, how many of those are wrong, milliseconds for a mixture.
+strangers: peeling_strangers.csv. Mixtures of three images, and of two that are off the 8-bit grid (shifted by half a
+pixel): how many are taken for a pair.
+rounds: peeling_rounds.csv. One FedSGD round of 64 images a client: share of the images that are bit-exact, beside the
+simulation of the same bins with the same images, in which only where images fall decides; how many the attacker
+believes that are wrong; label accuracy; seconds a client.
+layer: peeling_layer.csv. The same for a layer of 1,000 neurons and one client with ever larger batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from time import perf_counter
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+import leaklearn as ll
+from leaklearn.attacks import PeeledBins
+from leaklearn.attacks.linear.peeled_bins import simulate_peeling
+from leaklearn.attacks.linear.unmix import split_pairs
+from leaklearn.data import Dataset
+from leaklearn.experiments.bench import Bench
+from leaklearn.files import REPOSITORY, write_text
+
+NOISES = (0.0, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-2)
+"""Standard deviations, in grey levels. Float32 leaves 5e-6 in a neuron of two, more where one image outshines it."""
+AT_ONCE = 500
+"""Mixtures in memory."""
+ALONE = ((4.0, 3, False), (2.0, 3, False), (4.0, 1, True), (2.0, 1, True), (1.0, 1, True))
+ROUNDS = (*ALONE, (4.0, None, True), (2.0, None, True), (1.0, None, True), (0.75, None, True))
+"""Neurons an image, measurements (None: the attack's own choice), whether neurons of two are split."""
+BATCHES = (64, 128, 256, 512, 900, 1500, 1700)
+
+
+def mixtures(data: Dataset, count: int, parts: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Mixtures (R, d) in grey levels, with shares that sum to 1, and the images in them, (R, parts, d)."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, AT_ONCE):
+        rows = min(AT_ONCE, count - start)
+        chosen = torch.randint(len(data.train), (rows, parts), generator=generator)
+        shares = torch.randn(rows, parts, generator=generator, dtype=torch.float64)
+        images = data.train.images[chosen].flatten(2).double()
+        yield (shares / shares.sum(1, keepdim=True)).unsqueeze(1).matmul(images).squeeze(1), images
+
+
+def right(found: Tensor, true: Tensor) -> Tensor:
+    """(R,) whether two images (R, 2, d) are the true ones, in either order."""
+    return (found == true).flatten(1).all(1) | (found.flip(1) == true).flatten(1).all(1)
+
+
+def pairs(data: Dataset, count: int) -> list[dict]:
+    """Mixtures of two at each noise."""
+    rows = []
+    for noise in NOISES:
+        generator, found, wrong, seconds = torch.Generator().manual_seed(1), 0, 0, 0.0
+        for mixed, true in mixtures(data, count, 2, 0):
+            noisy = mixed + noise * torch.randn(mixed.shape, generator=generator, dtype=torch.float64)
+            start = perf_counter()
+            split = split_pairs(noisy / 255, data.info.shape)
+            seconds += perf_counter() - start
+            found += int(split.found.sum())
+            wrong += int((split.found & ~right(split.images.double(), true)).sum())
+        row = {"dataset": data.name, "noise": noise, "mixtures": count, "split": found / count, "wrong": wrong}
+        rows.append({**row, "milliseconds": 1000 * seconds / count})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def strangers(data: Dataset, count: int) -> list[dict]:
+    """Mixtures that are no pair of whole grey levels."""
+    rows = []
+    for kind in ("three images", "two off the grid"):
+        found, seconds = 0, 0.0
+        for mixed, images in mixtures(data, count, 3 if kind == "three images" else 2, 2):
+            if kind != "three images":
+                mixed = (mixed + mixed.roll(1, 1)) / 2 + 0.137 * images[:, 0].roll(2, 1) / 255
+            start = perf_counter()
+            found += int(split_pairs(mixed / 255, data.info.shape).found.sum())
+            seconds += perf_counter() - start
+        row = {"dataset": data.name, "kind": kind, "mixtures": count, "taken_for_pairs": found}
+        rows.append({**row, "milliseconds": 1000 * seconds / count})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def one_round(data: Dataset, attack: PeeledBins, clients: int, seed: int) -> dict:
+    """One FedSGD round; shares of all images."""
+    bench, size = Bench(data, "lenet", progress=False), attack.images_per_client
+    found = bench.exchange(attack, seed, bench.clients(clients, size, seed), ll.FedSGD(size))
+    bins = found.payload.model.block.bins
+    places = bins.of(found.truth.images)
+    simulated = torch.stack([simulate_peeling(mine, bins.count, split=attack.split) for mine in places]).double().mean()
+    truth = {
+        client: {bytes(image.numpy()): int(label) for image, label in zip(images.flatten(1), labels, strict=True)}
+        for client, images, labels in zip(
+            found.truth.clients.tolist(), found.truth.images, found.truth.labels, strict=True
+        )
+    }
+    levels = (found.leak.images.flatten(1) * 255).round().to(torch.uint8)
+    leak = zip(found.leak.client.tolist(), levels, found.leak.labels.tolist(), strict=True)
+    labels = [(truth[client].get(bytes(image.numpy())), label) for client, image, label in leak]
+    exact = [label == true for true, label in labels if true is not None]
+    distinct = sum(map(len, truth.values()))
+    row = {"dataset": data.name, "seed": seed, "attack": attack.name, "fc_factor": attack.fc_factor}
+    row |= {
+        "measurements": len(attack.shares),
+        "neurons": attack.neurons,
+        "images_per_client": size,
+        "clients": clients,
+    }
+    row |= {"exact": len(exact) / distinct, "simulated": float(simulated), "wrong": len(labels) - len(exact)}
+    row |= {"label_accuracy": sum(exact) / max(1, len(exact)), "seconds_per_client": found.seconds / clients}
+    print(row, flush=True)
+    return row
+
+
+def main() -> None:
+    """Measure, print and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--datasets", nargs="+", default=["mnist5k"])
+    parser.add_argument("--clients", type=int, default=60)
+    parser.add_argument("--mixtures", type=int, default=1000, help="of each kind and noise")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--parts", nargs="+", default=["pairs", "strangers", "rounds", "layer"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, list[dict]] = {part: [] for part in options.parts}
+    for name in options.datasets:
+        data = ll.load(name)
+        for part in options.parts:
+            if part in ("pairs", "strangers"):
+                found[part] += {"pairs": pairs, "strangers": strangers}[part](data, options.mixtures)
+            for seed in options.seeds if part == "rounds" else []:
+                for factor, measurements, split in ROUNDS:
+                    attack = PeeledBins(factor, 64, measurements=measurements, split=split)
+                    found[part].append(one_round(data, attack, min(options.clients, len(data.train) // 64), seed))
+            for seed in options.seeds if part == "layer" else []:
+                for size in BATCHES:
+                    found[part].append(one_round(data, PeeledBins(1000 / size, size), 1, seed))
+            folder = REPOSITORY.outputs / "bench"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / f"peeling_{part}.csv", pd.DataFrame(found[part]).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    main()
