@@ -37,7 +37,8 @@ PLAN = DefendedFederation(
 )  # fmt: skip
 STRENGTH = {
     "clip": [0.1], "dp_sgd": [0.01, 100.0], "client_noise": [0.1], "top_k": [0.1], "sign": [1], "quantise": [8],
-    "soteria": [0.5], "larger_batch": [2], "local_steps": [4], "secure_aggregation": [2], "detection": [1],
+    "soteria": [0.5], "dither": [0.5], "shift": [1.0],
+    "larger_batch": [2], "local_steps": [4], "secure_aggregation": [2], "detection": [1],
 }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def study(bench):
 
 def test_a_row_for_each_seed_case_and_attack(study):
     table = study.table
-    assert len(table) == 2 * 13 * 3
+    assert len(table) == 2 * (15 * 4 - 1)  # peeled bins read gradients, not local steps
     assert list(table)[:9] == [
         "dataset", "seed", "defence", "strength", "attack", "leak_rate", "psnr", "accuracy_of_leak",
         "accuracy_of_federation",
@@ -80,7 +81,7 @@ def test_a_row_for_each_seed_case_and_attack(study):
     assert len(empty)
     assert (empty["accuracy_of_leak"] == 0.25).all()
     refusing = table[table["defence"] == "detection"].groupby("attack")["refusing"].mean()
-    assert refusing.to_dict() == {"robbing_the_fed": 1.0, "loki": 1.0, "fast": 0.0}
+    assert refusing.to_dict() == {"robbing_the_fed": 1.0, "loki": 1.0, "peeled_bins": 1.0, "fast": 0.0}
     assert study.false_alarms == 0
 
 

@@ -95,13 +95,14 @@ def test_bad_settings_are_refused(settings, says):
         PeeledBins(1.0, 64, **settings)
 
 
+@pytest.mark.parametrize("defence", [ll.federated.Dither(), ll.federated.SubpixelShift()])
 @pytest.mark.parametrize(("attack", "least"), [
     (ll.attacks.RobbingTheFed(4.0, 32), 0.6), (ll.attacks.RobbingTheFed(4.0, 32, activation="bounded"), 0.6),
     (ll.attacks.Loki(4.0, 32), 0.5), (ll.attacks.QuantileBiases(4.0, 32), 0.4),
     (PeeledBins(4.0, 32, measurements=3), 0.95), (PeeledBins(2.0, 32), 0.8),
 ])  # fmt: skip
-def test_images_off_the_grid_are_no_all_clear(mnist5k, attack, least):
-    bench, defence = Bench(mnist5k, "lenet", progress=False), ll.federated.Dither()
+def test_images_off_the_grid_are_no_all_clear(mnist5k, attack, least, defence):
+    bench = Bench(mnist5k, "lenet", progress=False)
     with pytest.warns(UserWarning, match="3 of 3 clients are not on the 8-bit grid"):
         found = bench.exchange(attack, 0, bench.clients(3, 32, 0), ll.FedSGD(32), defence=defence)
     assert found.leak.meta["off_grid"] == 3

@@ -24,6 +24,8 @@ from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.evaluation import LeakScore, Truth, label_accuracy, quality, score
 from leaklearn.evaluation.leakage import READABLE_DB
 from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_batches, gather, make_clients, respond
+from leaklearn.federated.clients import client_seed
+from leaklearn.federated.defences import PixelDefence
 from leaklearn.federated.protocols import Protocol
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
@@ -213,7 +215,11 @@ class Bench:
             only = None if everything else attack.reads
             answering = {"secure": secure, "only": only, "batches": batches, "defence": defence}
             updates = respond(clients, payload, protocol, seed, **answering)
-        truth = Truth(*gather(clients, batches.flat), updates.clients)
+        images, labels = gather(clients, batches.flat)
+        if isinstance(defence, PixelDefence):  # what leaks is what they trained on
+            seeds = [client_seed(seed, client.id) for client in clients]
+            images = (defence.trained_on(images.float() / 255, seeds) * 255).round().to(torch.uint8)
+        truth = Truth(images, labels, updates.clients)
         back = self.clock()
         if known_labels:
             options["labels"] = truth.labels.to(payload.device)

@@ -120,7 +120,7 @@ def positions_in_bins(leak: Leak, payload: Payload, truth: Truth) -> Tensor:
 
     That is what an attacker with perfect label matching would know, however poor its image.
     """
-    place = payload.model.block.bins.of(truth.images)
+    place = payload.model.block.brightness.of(truth.images)
     images = truth.images.flatten(2).flatten(0, 1).float() / 255
     mine = (leak.client.unsqueeze(1) == truth.clients) | (leak.client == -1).unsqueeze(1)
     found = torch.full((len(leak),), -1)

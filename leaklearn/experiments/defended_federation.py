@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from leaklearn.attacks import GradientInversion, Loki, RobbingTheFed
+from leaklearn.attacks import GradientInversion, Loki, PeeledBins, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
 from leaklearn.experiments.bench import Bench
@@ -14,12 +14,14 @@ from leaklearn.federated import (
     Client,
     Clip,
     Defence,
+    Dither,
     Federation,
     GaussianNoise,
     PrivateSGD,
     Quantise,
     Sign,
     Soteria,
+    SubpixelShift,
     TopK,
     federate,
     make_clients,
@@ -38,6 +40,8 @@ DEFENCES = {
     "sign": ("signs only", "1"),
     "quantise": ("{0:g} bits", "bits of a coordinate"),
     "soteria": ("Soteria, {1:g} %", "share of the last layer's features that is pruned"),
+    "dither": ("dither ±{0:g} levels", "grey levels of uniform noise on every pixel"),
+    "shift": ("shift ≤ {0:g} px", "pixels that images are shifted by at most, interpolated"),
     BATCH: ("batch × {0:g}", "factor on the images behind an update"),
     STEPS: ("{0:g} local steps", "local SGD steps on the same images"),
     SECURE: ("sum of {0:g} clients", "clients in a sum"),
@@ -157,6 +161,8 @@ class DefendedFederation:
             "sign": lambda: Sign(),
             "quantise": lambda: Quantise(case.count),
             "soteria": lambda: Soteria(value, PROBES),
+            "dither": lambda: Dither(value),
+            "shift": lambda: SubpixelShift(value),
         }.get(case.defence, lambda: None)()
         lr = self.clipped_lr if case.defence in ("clip", "dp_sgd", "client_noise") else self.lr
         return replace(self, defence=made, lr=lr, refusing=case.defence == DETECTION)
@@ -196,10 +202,14 @@ class DefendedFederation:
         return GradientInversion("fast").replace(iterations=self.gi_iterations)
 
     def linear_attacks(self) -> dict[str, LinearLeakage]:
-        """Robbing the Fed, with bounded bins where there are local steps, and LOKI, by the names of undefended ones."""
+        """Robbing the Fed, with bounded bins where there are local steps, and LOKI, by the names of undefended ones.
+
+        And bins of several measurements, peeled, which read gradients only.
+        """
         activation = "relu" if self.local_steps == 1 else "bounded"
         shape = self.fc_factor, self.images_per_client
-        return {"robbing_the_fed": RobbingTheFed(*shape, activation=activation), "loki": Loki(*shape)}
+        found = {"robbing_the_fed": RobbingTheFed(*shape, activation=activation), "loki": Loki(*shape)}
+        return found if self.local_steps > 1 else {**found, "peeled_bins": PeeledBins(*shape)}
 
     def make_clients(self, train: ImageSet, seed: int) -> list[Client]:
         """Each with just the images of one update, so that none of an update's images is left to chance."""

@@ -86,9 +86,13 @@ class PixelDefence(Defence):
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
+        return super().answer(payload, protocol, self.trained_on(images, seeds), labels, seeds)
+
+    def trained_on(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """What K clients train on: images (K, ..., C, H, W) float in [0, 1], and a seed for each client."""
         generators = [torch.Generator(images.device).manual_seed(seed) for seed in seeds]
         parts = [self.pixels(mine, generator) for mine, generator in zip(images, generators, strict=True)]
-        return super().answer(payload, protocol, torch.stack(parts).clamp(0, 1), labels, seeds)
+        return torch.stack(parts).clamp(0, 1)
 
     def pixels(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """One client's images (..., C, H, W), float in [0, 1], as it trains on them."""

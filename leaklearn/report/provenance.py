@@ -22,11 +22,14 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, object]:
-    """Processor, its threads as torch uses them, and the GPU or None."""
+    """Processor, its threads as torch uses them, whether networks that gain by it are trained in bf16; GPU or None."""
     import torch
 
+    from leaklearn.learning.train import cpu_has_bf16
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "gpu": gpu, "platform": platform.platform()}
+    found = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "bf16": cpu_has_bf16()}
+    return {**found, "gpu": gpu, "platform": platform.platform()}
 
 
 def cpu_name() -> str:

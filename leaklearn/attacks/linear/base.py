@@ -24,8 +24,8 @@ from leaklearn.leaks import Leak, merge
 
 # Values of fc1's update looked at in one go (32 MiB as float32): more is slower on a CPU.
 VALUES_AT_ONCE = 8_000_000
-# Lone images that must be expected of a client before their absence from the 8-bit grid says anything.
-FEWEST_ALONE = 4.0
+# Lone images that must be expected of a client, or of all of them, before their absence from the grid says anything.
+FEWEST_ALONE = 10.0
 # Relative rounding error of one float32 operation.
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -142,8 +142,10 @@ class LinearLeakage(ABC):
         q = 1 - p
         alone = images * p * q ** (images - 1) / max(1 - q**images, 1e-9)
         if not binned:  # random rows may be reached by crowds only: no client by itself says anything
-            return (accepted.sum() == 0).expand(clients) & (possible.sum() * alone >= 5 * FEWEST_ALONE)
-        return (possible * alone >= FEWEST_ALONE) & (accepted < 0.1 * alone * possible)
+            return (accepted.sum() == 0).expand(clients) & (possible.sum() * alone >= 2 * FEWEST_ALONE)
+        expected = possible * alone
+        together = (expected.sum() >= FEWEST_ALONE) & (accepted.sum() < 0.1 * expected.sum())
+        return ((expected >= FEWEST_ALONE) & (accepted < 0.1 * expected)) | (together & (accepted == 0))
 
     def gather(self, parts: Sequence[Leak], updates: Updates, **about: object) -> Leak:
         """One leak of all parts; its meta tells the attack, its settings and what was attacked."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.bins import Bins
+from leaklearn.attacks.linear.bins import Bins, ManyBins
 from leaklearn.federated.exchange import Payload
 
 
@@ -45,7 +45,7 @@ class LeakyBlock(nn.Module):
         *,
         bounded: bool,
         gain: float,
-        bins: Bins | None = None,
+        bins: Bins | ManyBins | None = None,
         conv_scale: float | None = None,
     ) -> None:
         super().__init__()
@@ -63,6 +63,11 @@ class LeakyBlock(nn.Module):
             self.fc1.bias.copy_(bias)
             self.fc2.weight.copy_((gain * pattern).view(-1, 1).expand(-1, neurons))
             self.fc2.bias.zero_()
+
+    @property
+    def brightness(self) -> Bins | None:
+        """The bins of the first measurement, where there are several; their neurons are the first ones."""
+        return self.bins.parts[0] if isinstance(self.bins, ManyBins) else self.bins
 
     @property
     def cumulative(self) -> bool:

@@ -115,11 +115,12 @@ def reconstruct_defended(
     several images share. `confidence` is 1 / (1 + (pixel noise)^2 * 100), so 1 / 2 at 20 dB.
     """
     block, weight = payload.model.block, updates.tensors[attack.reads[0]]
-    if block.bins is None:
+    if block.brightness is None:
         raise ValueError(f"{type(attack).__name__} has no bins that could tell an image's scale; take one that has")
     if noise.shape != (len(weight),):
         raise ValueError(f"noise is one value for each of {len(weight)} rows, not {tuple(noise.shape)}")
-    vector, middle, noise = (value.to(weight) for value in (block.bins.vector, block.bins.middles, noise))
+    bins, weight = block.brightness, weight[:, : block.brightness.count]  # of random directions the scale is unknown
+    vector, middle, noise = (value.to(weight) for value in (bins.vector, bins.middles, noise))
     if block.cumulative:  # neighbouring ReLU bins differ by one bin's images, and have two noises
         noise = noise * 2**0.5
     parts = []

@@ -48,6 +48,8 @@ MISSES = 8.0
 """Standard deviations of rounding that the pixels of a lone image may be off the grid, root mean square."""
 LEAST_MISS = 2e-3
 """Grey levels by which they may be in any case."""
+SAME = 2e-3
+"""Largest difference of two readings of one image off the grid, in units of the [0, 1] range."""
 EDGE = 1e-6
 """Of a measurement: how far beyond its bin's edges float32 may put an image."""
 
@@ -163,9 +165,14 @@ class PeeledBins(LinearLeakage):
             # On the grid, what is left are crowded neurons. Off it nothing is read, or what is read by chance.
             if len(taken.images) >= 0.05 * self.images_per_client or left < 2:
                 return taken, left, True
-        judge = proof.alone if proof else None
-        peeling = Peeling(block.bins, block.shape, weight, bias, split=False, grid=False, judge=judge)
-        return peeling.run(), int(peeling.holds().sum()), False
+        taken = left = None
+        for judge in ([proof.alone] if proof else []) + [None]:
+            # A clipped gradient is not what an image gives: then nothing is proved, and what is plausible is read.
+            peeling = Peeling(block.bins, block.shape, weight, bias, split=False, grid=False, judge=judge)
+            taken, left = peeling.run(), int(peeling.holds().sum())
+            if len(taken.images) >= 0.05 * self.images_per_client or left < 2:
+                break
+        return taken, left, False
 
 
 class Proof(NamedTuple):
@@ -214,7 +221,8 @@ class Peeling:
     split: bool = True
     grid: bool = True
     judge: Callable[[Tensor, Tensor], Tensor] | None = None
-    known: dict[bytes, int] = field(default_factory=dict)
+    known: dict[bytes, int] = field(default_factory=dict)  # images taken, on the grid
+    pictures: list[Tensor] = field(default_factory=list)  # and off it
     wave: int = 0
 
     def __post_init__(self) -> None:
@@ -297,25 +305,41 @@ class Peeling:
 
     def _take(self, images: Tensor, delta: Tensor, neurons: Tensor, *, split: bool, doubt: Tensor) -> bool:
         """Take images (M, d) in [0, 1] away from all their neurons; whether anything changed."""
-        keys = [bytes(image.numpy()) for image in (images * LEVELS).round().clamp(0, LEVELS).to(torch.uint8)]
-        first = {key: place for place, key in reversed(list(enumerate(keys)))}
-        new = [place for place, key in enumerate(keys) if key not in self.known and first[key] == place]
-        # A known image that is alone again lies on an edge: float32 put it into another bin than float64 did.
-        again = [place for place, key in enumerate(keys) if key in self.known]
-        for place in again if not split else []:
-            self._subtract(images[place], delta[place], neurons[place : place + 1])
-        if not new:
-            return bool(again) and not split
-        chosen = torch.tensor(new)
-        taken = images[chosen], delta[chosen], neurons[chosen], doubt[chosen].double()
-        bins = self.bins.of(taken[0].unflatten(1, self.shape))
-        for key, image, amount, places in zip([keys[i] for i in new], *taken[:2], bins, strict=True):
-            self.known[key] = len(self.known)
-            # What is not proved may be a mixture, and is in no other neuron.
-            self._subtract(image, amount, places[places >= 0] if self.grid or self.judge else places[:0])
-        waves = torch.full((len(new),), self.wave)
-        self.found.append(Taken(taken[0], taken[1], taken[2], waves, torch.full((len(new),), split), taken[3]))
-        return True
+        bins, before, changed = (
+            self.bins.of(images.unflatten(1, self.shape)),
+            len(self.known) + len(self.pictures),
+            False,
+        )
+        for row, image in enumerate(images):
+            number = self._number(image)
+            if number is None:
+                self._remember(image)
+                # What is not proved may be a mixture, and is in no other neuron.
+                places = bins[row][bins[row] >= 0] if self.grid or self.judge else neurons[row : row + 1]
+                self._subtract(image, delta[row], places)
+                about = (torch.tensor([self.wave]), torch.tensor([split]), doubt[row : row + 1].double())
+                self.found.append(Taken(image.unsqueeze(0), delta[row : row + 1], neurons[row : row + 1], *about))
+            elif number >= before or split:  # in several neurons of this wave
+                continue
+            else:  # it lies on an edge: float32 put it into another bin than float64 did
+                self._subtract(image, delta[row], neurons[row : row + 1])
+            changed = True
+        return changed
+
+    def _number(self, image: Tensor) -> int | None:
+        """The number of an image that is known already, None for another."""
+        if self.grid:
+            return self.known.get(bytes((image * LEVELS).round().to(torch.uint8).numpy()))
+        if not self.pictures:
+            return None
+        distance, number = (torch.stack(self.pictures) - image).abs().amax(1).min(0)
+        return int(number) if distance < SAME else None
+
+    def _remember(self, image: Tensor) -> None:
+        if self.grid:
+            self.known[bytes((image * LEVELS).round().to(torch.uint8).numpy())] = len(self.known)
+        else:
+            self.pictures.append(image)
 
     def _subtract(self, image: Tensor, delta: Tensor, neurons: Tensor) -> None:
         self.weight[neurons] -= delta * image
