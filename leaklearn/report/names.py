@@ -70,6 +70,7 @@ _NAMES: dict[str, Name] = {
     "gradinversion": Name("GradInversion", _PURPLE, "^"),
     "modern": Name("modern", _GREEN, "v"),
     "fast": Name("fast (ours)", _ORANGE, "s"),
+    "exact": Name("exact (ours)", _BLUE, "*"),
     # networks
     "lenet": Name("LeNet", _BLUE, "o"),
     "convnet": Name("ConvNet", _ORANGE, "s"),

@@ -119,6 +119,8 @@ class Inversion:
     # itself is not finite.
     attempts: Tensor
     seconds: float
+    # (K,) bool, where the attack looks for a proof (`Settings.exact`): clients whose images are exact, and proved so.
+    certain: Tensor | None = None
 
     @property
     def failed(self) -> Tensor:
@@ -127,6 +129,7 @@ class Inversion:
 
     def __str__(self) -> str:
         text = f"{len(self.leak)} images of {len(self.objective)} clients in {self.seconds:.1f} s"
+        text += "" if self.certain is None else f"; {int(self.certain.sum())} clients exact for certain"
         again = int((self.attempts > 1).sum())
         text += f"; {again} clients were started anew after they diverged" if again else ""
         bad = self.failed.nonzero().flatten().tolist()

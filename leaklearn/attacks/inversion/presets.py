@@ -48,6 +48,9 @@ class Settings:
     # b in (1 - b) * dD(x) + b * dD(x + r * dD(x) / |dD(x)|): flattens the objective around its minimum, as a penalty on
     # |dD| would (Zhao et al., ICML 2022); FedLeak's second idea. Doubles the cost.
     gradient_penalty: float = 0.0
+    # Iterations after all others, in float64 and without priors, for clients whose images are not proved yet: a third
+    # on the cosine, then on the squared distance; see `leaklearn.attacks.inversion.proof`. 0: none, and no proof.
+    exact: int = 0
     # Settings to take instead where no layer of the network has a kink: there L-BFGS converges, elsewhere it sticks.
     if_smooth: Mapping[str, Any] = field(default_factory=dict)
     # Where labels come from when none are given: "joint" optimises them with the images (DLG), anything else is a
@@ -68,7 +71,7 @@ class Settings:
         for name in ("weight", "lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is above 0")
-        for name, least in {"iterations": 1, "restarts": 1, "history": 1, "warmup": 0}.items():
+        for name, least in {"iterations": 1, "restarts": 1, "history": 1, "warmup": 0, "exact": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; it is a whole number of at least {least}")
@@ -169,4 +172,7 @@ _PRESETS = (
         if_smooth={"polish": 1.0, "priors": {"tv_smooth": 1e-3}},
     ),
 )
-PRESETS: dict[str, Settings] = {settings.name: settings for settings in _PRESETS}
+# What stops `fast` are float32, the cosine, which is blind below 1e-7, and the prior. Without them a smooth network's
+# gradient is inverted until every pixel rounds to its grey level, and the attacker knows when.
+_EXACT = replace(_PRESETS[-1], name="exact", exact=900)
+PRESETS: dict[str, Settings] = {settings.name: settings for settings in (*_PRESETS, _EXACT)}

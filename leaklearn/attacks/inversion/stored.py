@@ -37,7 +37,8 @@ def invert_once(
     entry.save(
         {"meta": found.leak.meta, "seconds": found.seconds},
         leak=store.tensors_of(found.leak),
-        outcome={"objective": found.objective, "attempts": found.attempts},
+        outcome={"objective": found.objective, "attempts": found.attempts}
+        | ({} if found.certain is None else {"certain": found.certain}),
         history={str(i): value for i, value in found.history.items()},
         snapshots={str(i): value for i, value in found.snapshots.items()},
     )
