@@ -214,6 +214,45 @@ def measure_networks(
     return bench.rows([(width, passes) for width in widths for passes in epochs], attacked, f"{model} attacked")
 
 
+def measure_exact(
+    bench: Bench, models: Sequence[str], batch_sizes: Sequence[int], images: int, iterations: int
+) -> pd.DataFrame:
+    """How many images `exact` reads to the last bit, untrained networks, and whether it knows.
+
+    `images` are attacked at each batch size, a larger batch once; `iterations` are those in float64.
+
+    Returns
+    -------
+    DataFrame
+        The table `gi_exact`, of each network, batch size, seed, and clients with and without repeated labels: model,
+        batch_size, repeated_labels (bool), images, exact (share that is right in every pixel, 0..1), certain (share
+        that the attacker says is exact, 0..1), wrong (images that it says so of and are not), psnr (mean, dB),
+        objective (median of the clients), seconds_per_client.
+    """
+    check(bench, models, batch_sizes=batch_sizes, images=[images], iterations=[iterations])
+    attack = GradientInversion("exact").replace(exact=iterations)
+
+    def attacked(case: tuple[str, int], seed: int) -> list[dict[str, object]]:
+        model, size = case
+        network, clients = build(model, bench.data, seed=seed), draw_clients(bench.data, size, images, seed)
+        found = invert(bench, attack, network, clients, seed)
+        levels = (found.beside_truth() * 255).round().to(torch.uint8)
+        exact = (levels == found.truth.images).flatten(2).all(2)
+        psnr = torch.from_numpy(found.quality["psnr"].to_numpy().copy()).view(exact.shape)
+        repeated = torch.tensor([len(mine.unique()) < size for mine in found.truth.labels])
+        certain, rows = found.inversion.certain.unsqueeze(1).expand_as(exact), []
+        for kind in repeated.unique().tolist():
+            mine = repeated == kind
+            row = {"model": model, "batch_size": size, "repeated_labels": kind, "images": exact[mine].numel()}
+            row |= {"exact": exact[mine].double().mean().item(), "certain": certain[mine].double().mean().item()}
+            row |= {"wrong": int((certain & ~exact)[mine].sum()), "psnr": psnr[mine].mean().item()}
+            row |= {"objective": found.inversion.objective[mine].median().item()}
+            rows.append({**row, "seconds_per_client": found.seconds / len(exact)})
+        return rows
+
+    return bench.rows([(model, size) for model in models for size in batch_sizes], attacked, "inverted exactly")
+
+
 def course(found: Exchange) -> pd.DataFrame:
     """The way of a gradient inversion: attack, client (its row), iteration, objective, psnr (dB, mean over its images).
 
