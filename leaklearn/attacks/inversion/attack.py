@@ -14,6 +14,7 @@ from leaklearn.attacks.inversion.check import Check, check, check_updates
 from leaklearn.attacks.inversion.engine import Found, Inversion, finish, gather, minimise
 from leaklearn.attacks.inversion.gradients import Gradients
 from leaklearn.attacks.inversion.memory import clients_at_once, kept_pages
+from leaklearn.attacks.inversion.objectives import squares
 from leaklearn.attacks.inversion.presets import PRESETS, Settings
 from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
@@ -24,6 +25,8 @@ from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
+EXACT_TURN = 600
+"""Iterations on the squared distance after which it is looked whether the rounded images are nearer."""
 RECORDED = 50
 """Points of an objective's course that are kept."""
 
@@ -192,8 +195,9 @@ class GradientInversion:
             found.leak.confidence.view(count, -1).clone(),
         )
         proof = prove(payload, updates, images, labels)
-        third = max(1, settings.exact // 3)
-        for what, iterations in (("cosine", third), ("euclidean", max(1, settings.exact - third))):
+        third, rest = max(1, settings.exact // 3), settings.exact - settings.exact // 3
+        turns = max(1, round(rest / EXACT_TURN))
+        for what, iterations in [("cosine", third), *[("euclidean", max(1, rest // turns))] * turns]:
             rows = (~proof.certain & finite).nonzero().flatten()
             if not len(rows):
                 break
@@ -207,6 +211,10 @@ class GradientInversion:
             images[rows] = got.leak.images.view(len(rows), *images.shape[1:]).double()
             objective[rows], confidence[rows] = got.objective, got.leak.confidence.view(len(rows), -1)
             proof = prove(payload, updates, images, labels)
+            if what == "euclidean":  # where most pixels are right once they are rounded, that is the better start
+                size = squares(updates.tensors).sqrt().cpu().double()
+                nearer = (proof.error < (objective.double().sqrt() / size)) & ~proof.certain & finite
+                images[nearer] = proof.images[nearer].double()
         certain = proof.certain & finite
         images[certain], confidence[certain] = proof.images[certain].double(), 1.0
         leak = replace(found.leak, images=images.float().flatten(0, 1), confidence=confidence.flatten())

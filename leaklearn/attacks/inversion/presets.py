@@ -174,5 +174,5 @@ _PRESETS = (
 )
 # What stops `fast` are float32, the cosine, which is blind below 1e-7, and the prior. Without them a smooth network's
 # gradient is inverted until every pixel rounds to its grey level, and the attacker knows when.
-_EXACT = replace(_PRESETS[-1], name="exact", exact=900)
+_EXACT = replace(_PRESETS[-1], name="exact", exact=1500)
 PRESETS: dict[str, Settings] = {settings.name: settings for settings in (*_PRESETS, _EXACT)}
