@@ -48,6 +48,10 @@ def mixtures(data: Dataset, count: int, parts: int, seed: int) -> Iterator[tuple
     for start in range(0, count, AT_ONCE):
         rows = min(AT_ONCE, count - start)
         chosen = torch.randint(len(data.train), (rows, parts), generator=generator)
+        twice = torch.ones(rows, dtype=torch.bool)
+        while twice.any():  # an image mixed with itself is one image less
+            chosen[twice] = torch.randint(len(data.train), (int(twice.sum()), parts), generator=generator)
+            twice = (chosen.sort(1).values.diff(dim=1) == 0).any(1)
         shares = torch.randn(rows, parts, generator=generator, dtype=torch.float64)
         images = data.train.images[chosen].flatten(2).double()
         yield (shares / shares.sum(1, keepdim=True)).unsqueeze(1).matmul(images).squeeze(1), images
