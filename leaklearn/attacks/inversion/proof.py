@@ -29,8 +29,6 @@ LARGEST = 1e-4
 """Relative difference above which nothing is proved, whatever the rounding."""
 AT_ONCE = 32
 """Clients in one program."""
-
-
 SEEN = 3.0
 """Times the difference that would be allowed which one level in one pixel has to make."""
 PIXELS = 6

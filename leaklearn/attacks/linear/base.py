@@ -96,21 +96,20 @@ class LinearLeakage(ABC):
         parts, seen, off = [], 0, 0
         for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
-            found, verdict = self._judge(payload, weight[group], own_bias, updates.kind == "delta", self.eight_bit)
+            given = (payload, weight[group], own_bias, updates.kind == "delta")
+            found, verdict = self._judge(*given, self.eight_bit)
             good, confidence = verdict.valid, verdict.confidence
-            images = found.images
-            if self.eight_bit:
-                other, without = self._judge(payload, weight[group], own_bias, updates.kind == "delta", False)
-                binned = payload.model.block.bins is not None
-                wrong = self._off_grid(found.row, good, other.row, without.valid, len(clients), binned)
+            # Without the grid at most all candidates are plausible: mostly that is too few already, and no work.
+            if self.eight_bit and bool(self._off_grid(payload, found.row, good, found.row, len(clients)).any()):
+                other, without = self._judge(*given, False)
+                wrong = self._off_grid(payload, found.row, good, other.row[without.valid], len(clients))
                 off += int(wrong.sum())
-                if bool(wrong.any()):
-                    keep, take = good & ~wrong[found.row], without.valid & wrong[other.row]
-                    found = Candidates(*(torch.cat([a, b]) for a, b in zip(found, other, strict=True)))
-                    good, images = torch.cat([keep, take]), found.images
-                    confidence = torch.cat([confidence, without.confidence])
+                good = torch.cat([good & ~wrong[found.row], without.valid & wrong[other.row]])
+                found = Candidates(*(torch.cat([a, b]) for a, b in zip(found, other, strict=True)))
+                confidence = torch.cat([confidence, without.confidence])
             sender, neuron = clients[found.row[good]], found.neuron[good]
-            parts.append(as_leak(payload, images[good].clamp(0, 1), confidence[good], sender, neuron, round))
+            images = found.images[good].clamp(0, 1)
+            parts.append(as_leak(payload, images, confidence[good], sender, neuron, round))
             seen += len(verdict.valid)
         if off:
             warnings.warn(OFF_GRID.format(name=self.name, count=off, of=len(weight)), stacklevel=2)
@@ -128,20 +127,22 @@ class LinearLeakage(ABC):
             vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
         return found, verify(found.images, vector, low, high, found.noise, eight_bit=eight_bit)
 
-    def _off_grid(
-        self, row: Tensor, on_grid: Tensor, other_row: Tensor, plausible: Tensor, clients: int, binned: bool
-    ) -> Tensor:
+    def _off_grid(self, payload: Payload, row: Tensor, on_grid: Tensor, plausible: Tensor, clients: int) -> Tensor:
         """(K,) of which clients many candidates would do but for the grid, and fewer are on it than chance allows.
+
+        Candidates' rows (R,), which are on the grid, and the rows of those that would do without it.
 
         Of the neurons that images reach, a share is reached by one alone; where bins are of equal mass that is
         N p q^(N-1) / (1 - q^N). A tenth of it is far below anything that happens to images on the grid.
         """
         accepted = torch.bincount(row[on_grid], minlength=clients)
-        possible = torch.bincount(other_row[plausible], minlength=clients)
+        possible = torch.bincount(plausible, minlength=clients)
         p, images = 1 / self.neurons, self.images_per_client
         q = 1 - p
         alone = images * p * q ** (images - 1) / max(1 - q**images, 1e-9)
-        if not binned:  # random rows may be reached by crowds only: no client by itself says anything
+        if (
+            payload.model.block.bins is None
+        ):  # random rows may be reached by crowds only: no client by itself says anything
             return (accepted.sum() == 0).expand(clients) & (possible.sum() * alone >= 2 * FEWEST_ALONE)
         expected = possible * alone
         together = (expected.sum() >= FEWEST_ALONE) & (accepted.sum() < 0.1 * expected.sum())

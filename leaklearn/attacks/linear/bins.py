@@ -82,10 +82,6 @@ class ManyBins:
             before += part.count
         return torch.stack(places, -1)
 
-    def to(self, like: Tensor) -> ManyBins:
-        """The same bins on another tensor's device, in its precision."""
-        return ManyBins(tuple(part.to(like) for part in self.parts))
-
 
 def measure(vector: Tensor, images: Tensor) -> Tensor:
     """h(x) = <v, x> of images (..., C, H, W), uint8 or float in [0, 1]: (...) float64."""

@@ -100,16 +100,21 @@ def bounded_rows(vector: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Ten
     return vector / width.to(vector.dtype).unsqueeze(-1), -(low / width)
 
 
-def bounded_block(
-    shape: tuple[int, int, int], vector: Tensor, low: Tensor, high: Tensor, conv_scale: float | None = None
-) -> LeakyBlock:
-    """Bounded bins with float64 edges (n,), each of some width: see `bounded_rows`."""
+def check_widths(low: Tensor, high: Tensor) -> None:
+    """Raise a ValueError where bins have no width."""
     empty = int((~(high > low)).sum())
     if empty:
         raise ValueError(
             f"{empty} of {len(low)} bins have no width: the public images have too few different measurements for "
             "that many bins; use distribution='normal' or fewer bins"
         )
+
+
+def bounded_block(
+    shape: tuple[int, int, int], vector: Tensor, low: Tensor, high: Tensor, conv_scale: float | None = None
+) -> LeakyBlock:
+    """Bounded bins with float64 edges (n,), each of some width: see `bounded_rows`."""
+    check_widths(low, high)
     weight, bias = bounded_rows(vector, low, high)
     weight, gain = weight / (conv_scale or 1.0), 2 / len(low)
     bins = Bins(vector, low.float(), high.float())

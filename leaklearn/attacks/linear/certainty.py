@@ -59,12 +59,17 @@ def certify(payload: Payload, updates: Updates, leak: Leak) -> Certainty:
     block, device = payload.model.block, payload.device
     bias = block.by_bin(updates.tensors["block.fc1.bias"])
     observed = bias[rows.to(bias.device), leak.bin.to(bias.device)].to(device)
-    images, sent = leak.images.to(device, payload.dtype), payload.parameters
+    gradients = gradients_anew(payload, leak.images, updates.protocol.batch_size)
+    return compare(gradients, observed, None if leak.labels is None else leak.labels.to(device))
+
+
+def gradients_anew(payload: Payload, images: Tensor, batch_size: int) -> Tensor:
+    """`neuron_gradients` of images (M, C, H, W) in [0, 1] that pass through the malicious layer as it was sent."""
+    block, sent = payload.model.block, payload.parameters
+    images = images.to(payload.device, payload.dtype)
     inputs = (block.inputs(part, sent.get("block.conv.weight")) for part in images.split(IMAGES_AT_ONCE))
     active = (block.activation(x @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]) for x in inputs)
-    total = torch.cat([neurons.sum(1) for neurons in active])
-    gradients = neuron_gradients(payload, images, total, updates.protocol.batch_size)
-    return compare(gradients, observed, None if leak.labels is None else leak.labels.to(device))
+    return neuron_gradients(payload, images, torch.cat([neurons.sum(1) for neurons in active]), batch_size)
 
 
 def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None = None) -> Certainty:

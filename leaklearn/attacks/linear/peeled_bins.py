@@ -27,15 +27,8 @@ from torch import Tensor
 
 from leaklearn.attacks.linear.base import UNIT_ROUNDOFF, LinearLeakage, as_leak, groups
 from leaklearn.attacks.linear.bins import Bins, ManyBins, Population, closed_edges, measurement_vector
-from leaklearn.attacks.linear.blocks import LeakyBlock, bounded_rows
-from leaklearn.attacks.linear.certainty import (
-    IMAGES_AT_ONCE,
-    TOLERANCE,
-    Certainty,
-    check_resynthesis,
-    compare,
-    neuron_gradients,
-)
+from leaklearn.attacks.linear.blocks import LeakyBlock, bounded_rows, check_widths
+from leaklearn.attacks.linear.certainty import TOLERANCE, Certainty, check_resynthesis, compare, gradients_anew
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import LEVELS, OFF_GRID
 from leaklearn.data.images import ImageSet
@@ -106,11 +99,7 @@ class PeeledBins(LinearLeakage):
             kind = "random" if number else "mean"
             vector = measurement_vector(kind, public.shape, 1000 * self.seed + number)
             edges = closed_edges(vector, Population.of(vector, public.images, self.distribution), count)
-            if not bool((edges.diff() > 0).all()):
-                raise ValueError(
-                    f"{int((edges.diff() <= 0).sum())} of {count} bins have no width: the public images have too few "
-                    "different measurements for that many bins; use distribution='kernel' or fewer bins"
-                )
+            check_widths(edges[:-1], edges[1:])
             weight, offset = bounded_rows(vector, edges[:-1], edges[1:])
             rows.append(weight)
             offsets.append(offset)
@@ -165,8 +154,7 @@ class PeeledBins(LinearLeakage):
             # On the grid, what is left are crowded neurons. Off it nothing is read, or what is read by chance.
             if len(taken.images) >= 0.05 * self.images_per_client or left < 2:
                 return taken, left, True
-        taken = left = None
-        for judge in ([proof.alone] if proof else []) + [None]:
+        for judge in [proof.alone, None] if proof else [None]:
             # A clipped gradient is not what an image gives: then nothing is proved, and what is plausible is read.
             peeling = Peeling(block.bins, block.shape, weight, bias, split=False, grid=False, judge=judge)
             taken, left = peeling.run(), int(peeling.holds().sum())
@@ -183,12 +171,8 @@ class Proof(NamedTuple):
 
     def compare(self, images: Tensor, delta: Tensor) -> Certainty:
         """Flat images (M, d) or (M, C, H, W) in [0, 1] beside the delta (M,) that each is said to have."""
-        block, sent = self.payload.model.block, self.payload.parameters
-        images = images.view(-1, *block.shape).to(self.payload.device, self.payload.dtype)
-        inputs = (block.inputs(part) for part in images.split(IMAGES_AT_ONCE))
-        total = [block.activation(x @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]).sum(1) for x in inputs]
-        total = torch.cat(total) if total else images.new_zeros(0)
-        gradients = neuron_gradients(self.payload, images, total, self.batch_size)
+        images = images.view(-1, *self.payload.model.block.shape)
+        gradients = gradients_anew(self.payload, images, self.batch_size)
         return compare(gradients, delta.to(gradients))
 
     def alone(self, images: Tensor, delta: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEVELS = 255
+from leaklearn.attacks.linear.verification import LEVELS
+
 STEPS = torch.arange(-LEVELS, LEVELS + 1, dtype=torch.float64)  # what d can be
 # Width of a pile of fractional parts; above it a mixture is too noisy to be split anyway.
 PILE = 1e-4
