@@ -1,6 +1,7 @@
 """Federated rounds against plain PyTorch: one client after another, torch.optim and autograd."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,7 +44,9 @@ def one_by_one(clients, payload, protocol, seed):
         for row in rows:
             batch = client.data[row]
             optimiser.zero_grad()
-            F.cross_entropy(model(batch.images.to(payload.dtype) / 255), batch.labels).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=getattr(protocol, "amp", "off") == "bf16"):
+                loss = F.cross_entropy(model(batch.images.to(payload.dtype) / 255), batch.labels)
+            loss.backward()
             if isinstance(protocol, FedSGD):
                 updates.append({name: p.grad for name, p in model.named_parameters()})
             else:
@@ -68,6 +71,31 @@ def test_batched_clients_equal_one_after_another(clients, name, norm, protocol):
         for key, value in updates.buffers.items():
             torch.testing.assert_close(value[k], buffers[k][key], rtol=1e-9, atol=1e-10)
     assert bool(updates.buffers) == (norm == "batch" and protocol.batch_norm == "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_norm", "tolerance"),
+    # Batch norm over few images makes much of the last bit of a bf16, which the memory format decides.
+    [("lenet", "train", 1e-5), ("convnet", "eval", 1e-5), ("convnet", "train", 0.05)],
+)
+def test_clients_in_mixed_precision_equal_an_ordinary_loop_under_autocast(clients, name, batch_norm, tolerance):
+    payload = Payload.of(build(name, INFO, width=8))
+    protocol = FedAvg(6, 3, 0.01, batch_norm=batch_norm, amp="bf16")
+    before = {name: value.clone() for name, value in {**payload.parameters, **payload.buffers}.items()}
+    updates = respond(clients, payload, protocol, seed=3)
+    expected, buffers = one_by_one(clients, payload, protocol, seed=3)
+    whole = respond(clients, payload, replace(protocol, amp="off"), seed=3).tensors
+    for k in range(len(clients)):
+        mine, single = (torch.cat([u[key][k].flatten() for key in whole]) for u in (updates.tensors, whole))
+        loop = torch.cat([expected[k][key].flatten() for key in whole])
+        assert (mine - loop).norm() < tolerance * loop.norm()
+        assert 1e-4 * loop.norm() < (mine - single).norm() < 0.15 * loop.norm()
+        for key, value in updates.buffers.items():
+            torch.testing.assert_close(value[k], buffers[k][key], rtol=1e-2, atol=1e-3)
+    assert {value.dtype for value in updates.tensors.values()} == {torch.float32}
+    assert bool(updates.buffers) == (name == "convnet" and batch_norm == "train")
+    after = {**payload.parameters, **payload.buffers}
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_payload_and_model_are_left_as_they_were(clients):
@@ -186,6 +214,7 @@ def test_clients_are_made_of_an_image_set():
         (lambda: FedAvg(4, 0, 0.1), "local_steps is 0"),
         (lambda: FedAvg(4, 1, -0.1), "lr is -0.1"),
         (lambda: FedSGD(4, batch_norm="off"), "batch_norm is 'off'"),
+        (lambda: FedAvg(4, 1, 0.1, amp="fp16"), "amp is 'fp16'; choose one of off, bf16"),
     ],
 )
 def test_bad_settings_are_refused(make, message):

@@ -45,7 +45,7 @@ def truncate(path):
 
 def other_format(path):
     file = path.with_suffix(".safetensors")
-    file.write_bytes(file.read_bytes().replace(rb'{\"leak\": 2}', rb'{\"leak\": 7}'))
+    file.write_bytes(file.read_bytes().replace(rb"{\"leak\": 2}", rb"{\"leak\": 7}"))
 
 
 def no_leak(path):

@@ -32,7 +32,9 @@ def page(tmp_path_factory):
             brief = pd.DataFrame({"case": ["a", "b"], "gain": [-0.5, 0.25]})
             run.table(brief, "brief", by=["case"], caption="Two cases.")
             run.table(
-                pd.DataFrame({"step": range(30), "loss": [1.5] * 15 + [0.5] * 15}), "course", by=["step"],
+                pd.DataFrame({"step": range(30), "loss": [1.5] * 15 + [0.5] * 15}),
+                "course",
+                by=["step"],
                 caption="All steps.",
             )
             run.metrics({f"number_{index}": float(index) for index in range(20)})

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
+from leaklearn import store
 from leaklearn.attacks import RobbingTheFed
 from leaklearn.data import load
 from leaklearn.experiments import bench as benches
@@ -44,6 +45,24 @@ def test_all_images_are_inverted_once_for_all_seeds(bench, tmp_path):
     assert inverted["accuracy_same_images"].tolist() == central["accuracy"].tolist()
     assert str(all_of_them) == f"mnist5k: {plan}; GI: {whole}; inverted once, for all seeds"
     assert str(some) == f"mnist5k: {plan}; GI: {part}"
+
+
+def test_what_inversion_came_to_is_kept_without_its_images(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.setattr(store, "WORTH", 0.0)
+    data = replace(bench.data, train=bench.data.train[:40])
+    plan = replace(PLAN, clients=5, images_per_client=8, clients_per_round=1)
+    case = experiment.Case(replace(bench, data=data), [plan], InversionSettings(images=40, iterations=2))
+    first = experiment.train_on_inverted(case)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size < 2**22
+        if not path.name.startswith("inverted"):
+            path.unlink()
+    monkeypatch.setattr(experiment, "harvest", lambda *_, **__: pytest.fail("inverted again"))
+    pd.testing.assert_frame_equal(experiment.train_on_inverted(case), first)
+    shorter = replace(case, inversion=InversionSettings(images=40, iterations=1))
+    with pytest.raises(pytest.fail.Exception, match="inverted again"):
+        experiment.train_on_inverted(shorter)
 
 
 def test_sources_are_compared_on_the_same_clients(bench, tmp_path):

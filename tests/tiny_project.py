@@ -25,9 +25,7 @@ def make(root: Path) -> Paths:
     return paths
 
 
-def add_notebook(
-    paths: Paths, name: str, *cells: str, parameters: str = PARAMETERS, tags: Sequence[str] = ()
-) -> Path:
+def add_notebook(paths: Paths, name: str, *cells: str, parameters: str = PARAMETERS, tags: Sequence[str] = ()) -> Path:
     """Add a notebook with a title, the parameters and the given code cells, which have these tags."""
     made = [nbformat.v4.new_markdown_cell(f"# Title of {name}\n\nIts *question*.")]
     made.append(nbformat.v4.new_code_cell(parameters.strip(), metadata={"tags": ["parameters"]}))

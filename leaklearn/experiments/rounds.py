@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, nan
 from typing import Any
 
@@ -175,13 +175,15 @@ class FederationPlan:
     def train(
         self, bench: Bench, seed: int, clients: Sequence[Client], network: Network | None = None, **options: Any
     ) -> Federation:
-        """The benign federation, beginning from the bench's network; `options` go to `leaklearn.federated.federate`."""
+        """The benign federation, beginning from the bench's network; `options` go to `leaklearn.federated.federate`.
+
+        Its clients train in bf16 where the bench's learner does.
+        """
         network = bench.network(seed) if network is None else network
+        protocol = replace(self.protocol(), amp="bf16" if bench.precision == "bf16" else "off")
         settings = {"rounds": self.rounds, "clients_per_round": self.clients_per_round, **options}
         settings.setdefault("evaluate", bench.evaluation)
-        return federate(
-            network.to(bench.device), clients, self.protocol(), seed=seed, progress=bench.progress, **settings
-        )
+        return federate(network.to(bench.device), clients, protocol, seed=seed, progress=bench.progress, **settings)
 
     @property
     def division(self) -> str:

@@ -11,21 +11,25 @@ and what is told is when they overtake the model that was trained on one round's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from leaklearn.attacks.inversion import GradientInversion
+from leaklearn.attacks.labels import restore_labels
 from leaklearn.data.images import ImageSet
+from leaklearn.evaluation.leakage import quality
 from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.experiments.rounds import FederationPlan, Round
-from leaklearn.federated import federate
+from leaklearn.federated import Client, federate, respond
 from leaklearn.leaks import Leak
-from leaklearn.learning import evaluate
+from leaklearn.learning import evaluate, train
 from leaklearn.store import kept_values
 
 IID = inf
@@ -86,19 +90,13 @@ def train_federations(case: Case) -> pd.DataFrame:
 
     def measure(plan: FederationPlan, seed: int) -> list[dict[str, float]]:
         clients, every = plan.make_clients(bench.data.train, seed), max(1, plan.rounds // EVALUATIONS)
-        network, test = bench.network(seed), bench.data.test
 
         def history() -> dict[str, list]:
             return plan.train(bench, seed, clients, evaluate_every=every).history.to_dict("list")
 
-        look = {name: value for name, value in bench.evaluation.keywords.items() if name != "images"}
-        settings = {"plan": repr(plan), "seed": seed, "evaluate_every": every, "model": str(network), **look}
-        settings |= {"device": bench.device}
-        tensors = {"test images": test.images, "test labels": test.labels, **network.state_dict()}
-        for client in clients:
-            tensors |= {f"images of {client.id}": client.data.images, f"labels of {client.id}": client.data.labels}
-        made_by = [federate, evaluate, type(plan.protocol()), type(network)]
-        found = kept_values("rounds", settings, tensors.items(), made_by, history)
+        settings = {"plan": repr(plan), "evaluate_every": every}
+        made_by = [federate, evaluate, type(plan.protocol())]
+        found = _kept("rounds", bench, seed, clients, settings, made_by, history)
         seen = plan.clients_per_round * plan.protocol().images_per_client
         numbers = zip(found["round"], found["accuracy"], strict=True)
         return [{"alpha": _alpha(plan), "round": n, "images_seen": n * seen, "accuracy": a} for n, a in numbers]
@@ -136,8 +134,9 @@ def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Of each seed: images (inverted), leak_rate (of them, at 20 dB), accuracy (trained on the reconstructions with
-        their restored labels), accuracy_same_images (on the very images that were inverted), seconds (the attacker's).
+        Of each seed: images (inverted), leak_rate (of them, at 20 dB), psnr and psnr_median (dB, over the images),
+        accuracy (trained on the reconstructions with their restored labels), accuracy_same_images (on the very images
+        that were inverted), seconds (the attacker's).
     """
 
     bench = case.bench
@@ -145,11 +144,20 @@ def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFra
     def measure(plan: FederationPlan, seed: int) -> dict[str, float]:
         origin, options = bench.seeds[0] if case.inverted_once else seed, {"cache": cache, "progress": bench.progress}
         clients = plan.make_clients(bench.data.train, origin)
-        found = harvest(bench.data, clients, case.inversion, seed=origin, device=bench.device, **options)
-        # All images in another order are the centralised training, which is there already.
-        true = bench.data.train if len(found.true) == len(bench.data.train) else found.true
-        worth = {"accuracy": _worth(bench, found.leak, seed), "accuracy_same_images": _worth(bench, true, seed)}
-        return {"images": len(found.leak), "leak_rate": found.leak_rate, **worth, "seconds": found.seconds}
+
+        def row() -> dict[str, float]:
+            found = harvest(bench.data, clients, case.inversion, seed=origin, device=bench.device, **options)
+            # All images in another order are the centralised training, which is there already.
+            true = bench.data.train if len(found.true) == len(bench.data.train) else found.true
+            worth = {"accuracy": _worth(bench, found.leak, seed), "accuracy_same_images": _worth(bench, true, seed)}
+            psnr = found.quality["psnr"]
+            height = {"leak_rate": found.leak_rate, "psnr": psnr.mean(), "psnr_median": psnr.median()}
+            return {"images": len(found.leak), **height, **worth, "seconds": found.seconds}
+
+        # Kept without the reconstructions, which would be hundreds of MB to take along.
+        settings = {"inversion": repr(case.inversion), "origin": origin, "recipe": asdict(bench.recipe)}
+        made_by = [GradientInversion, respond, restore_labels, quality, train]
+        return _kept("inverted", bench, seed, clients, settings, made_by, row)
 
     return bench.rows(case.plans[:1], measure, "inversions")
 
@@ -226,6 +234,25 @@ def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame) -> pd.DataFrame:
 
 def _alpha(plan: FederationPlan) -> float:
     return IID if plan.alpha is None else plan.alpha
+
+
+def _kept(
+    what: str,
+    bench: Bench,
+    seed: int,
+    clients: Sequence[Client],
+    settings: Mapping[str, object],
+    made_by: Sequence[object],
+    compute: Callable[[], Mapping[str, object]],
+) -> dict[str, Any]:
+    """`kept_values` of what is measured with a bench's learner on the images of clients."""
+    network, test = bench.network(seed), bench.data.test
+    look = {name: value for name, value in bench.evaluation.keywords.items() if name != "images"}
+    settings = {"seed": seed, "model": str(network), "device": bench.device, **look, **settings}
+    tensors = {"test images": test.images, "test labels": test.labels, **network.state_dict()}
+    for client in clients:
+        tensors |= {f"images of {client.id}": client.data.images, f"labels of {client.id}": client.data.labels}
+    return kept_values(what, settings, tensors.items(), [*made_by, type(network)], compute)
 
 
 def _worth(bench: Bench, images: ImageSet | Leak, seed: int) -> float:

@@ -2,7 +2,8 @@
 
 Where all clients start from the same weights, their first forward pass is one pass over all images; from then on every
 client has weights of its own and the layers become batched (grouped) ones. The numbers are those of training one client
-after another, to float tolerance.
+after another, to float tolerance. In mixed precision clients do train one after another: large networks, which gain by
+it, fill the processor anyway, and batched layers are not computed in bf16 (benchmarks/local_training.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -29,6 +31,8 @@ BYTES_PER_WEIGHT = 16
 
 def clients_at_once(payload: Payload, protocol: Protocol) -> int:
     """How many clients to compute in one program, at least one: bounded by images a step and by weights in memory."""
+    if _mixed(protocol):
+        return 1
     kind = payload.device.type
     weights = sum(value.numel() for value in payload.parameters.values())
     by_images = IMAGES_AT_ONCE.get(kind, IMAGES_AT_ONCE["cpu"]) // protocol.batch_size
@@ -46,6 +50,8 @@ def local_updates(payload: AnyPayload, protocol: Protocol, images: Tensor, label
     that of these clients in their order. What comes back are updates and batch-norm buffers (none in eval mode) by
     name, each (K, ...).
     """
+    if _mixed(protocol):
+        return _mixed_precision_sgd(payload, protocol, images, labels)
     training, model, sent = protocol.batch_norm == "train", payload.shared.model, payload.shared.buffers
     changing = batch_norm_buffers(model) if training else set()
     fixed = {name: value for name, value in sent.items() if name not in changing}
@@ -85,6 +91,40 @@ def _local_sgd(first, later, start: State, buffers: State, images: Tensor, label
         for name in weights:
             weights[name].sub_(gradients.pop(name), alpha=lr)
     return {name: weights[name].sub_(start[name]) for name in weights}
+
+
+def _mixed(protocol: Protocol) -> bool:
+    """Whether clients compute in mixed precision."""
+    return isinstance(protocol, FedAvg) and protocol.amp != "off"
+
+
+def _mixed_precision_sgd(
+    payload: AnyPayload, protocol: FedAvg, images: Tensor, labels: Tensor
+) -> tuple[State, dict[str, Tensor]]:
+    """`local_updates` of clients that train in bf16, one after another and channels last, as convolutions like it."""
+    model, training, weights = payload.shared.model, protocol.batch_norm == "train", starts(payload)[0]
+    changing = batch_norm_buffers(model) if training else set()
+    answers = []
+    with in_mode(model, training):
+        for client, (steps, truths) in enumerate(zip(images, labels, strict=True)):
+            start = {name: value[client] if name in payload.personal else value for name, value in weights.items()}
+            mine = {name: _channels_last(value.clone()).requires_grad_() for name, value in start.items()}
+            buffers = {name: value.clone() for name, value in payload.shared.buffers.items()}
+            for x, y in zip(steps, truths, strict=True):
+                with torch.enable_grad(), torch.autocast(x.device.type, torch.bfloat16):
+                    logits = functional_call(model, (mine, buffers), (_channels_last(x),))
+                    loss = F.cross_entropy(logits, y)
+                gradients = torch.autograd.grad(loss, list(mine.values()))
+                with torch.no_grad():
+                    for value, gradient in zip(mine.values(), gradients, strict=True):
+                        value.sub_(gradient, alpha=protocol.lr)
+            answers.append(({n: value.detach() - start[n] for n, value in mine.items()}, buffers))
+    updates = {name: torch.stack([update[name] for update, _ in answers]) for name in weights}
+    return updates, {name: torch.stack([buffers[name] for _, buffers in answers]) for name in changing}
+
+
+def _channels_last(value: Tensor) -> Tensor:
+    return value.to(memory_format=torch.channels_last) if value.ndim == 4 else value
 
 
 def batch_norm_buffers(model: nn.Module) -> set[str]:

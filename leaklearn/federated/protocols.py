@@ -12,6 +12,7 @@ from numbers import Integral
 from torch import Tensor
 
 BATCH_NORM_MODES = ("train", "eval")
+PRECISIONS = ("off", "bf16")
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class FedAvg:
     """Plain local SGD with learning rate ``lr``, then the difference of weights.
 
     In its ``local_steps`` a client goes through its data in mini-batches of ``batch_size``, in a new random order epoch
-    after epoch. ``batch_norm`` as in `FedSGD`.
+    after epoch. ``batch_norm`` as in `FedSGD`. With ``amp`` ``"bf16"`` it computes losses and gradients in mixed
+    precision, as autocast does, and keeps its weights in the payload's; ``"off"``: all in the payload's.
     """
 
     batch_size: int
     local_steps: int
     lr: float
     batch_norm: str = "train"
+    amp: str = "off"
 
     def __post_init__(self) -> None:
         check_count("batch_size", self.batch_size)
@@ -56,6 +59,8 @@ class FedAvg:
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; a local learning rate is above 0")
         _check_mode(self.batch_norm)
+        if self.amp not in PRECISIONS:
+            raise ValueError(f"amp is {self.amp!r}; choose one of {', '.join(PRECISIONS)}")
 
     kind = "delta"
 
