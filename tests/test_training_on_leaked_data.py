@@ -132,8 +132,10 @@ def test_the_round_of_overtaking_is_the_first_that_reaches_the_leak():
     early, late = curve([0.1, 0.5, 0.4, 0.6]), curve([0.1, 0.2, 0.3, 0.4], seed=1)
     never = curve([0.1, 0.2], alpha=0.1)
     leaks = pd.DataFrame({"dataset": "mnist5k", "alpha": [IID, IID, 0.1], "seed": [0, 1, 0], "accuracy": 0.5})
-    found = overtaken(pd.concat([early, late, never]), leaks)
+    found = overtaken(pd.concat([early, late, never]), leaks, {"mnist5k": 0.3})
     check_keys(found, ["dataset", "alpha"])
+    assert found["round_published"].tolist()[:2] == [10, 15]
+    assert found["round_published"].isna().tolist() == [False, False, True]
     assert found["round"].tolist()[0] == 10
     assert found["images_seen"].tolist()[0] == 100
     assert found["round"].isna().tolist() == [False, True, True]

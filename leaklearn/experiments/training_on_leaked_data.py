@@ -209,7 +209,9 @@ def still_rising(curve: pd.DataFrame) -> bool:
     return bool(np.polyfit(end["round"], end["accuracy"], 1)[0] * last / 3 >= RISING)
 
 
-def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame) -> pd.DataFrame:
+def overtaken(
+    rounds: pd.DataFrame, leaks: pd.DataFrame, published: Mapping[str, float] | None = None
+) -> pd.DataFrame:
     """The table `overtaken`: when each federation is as good as a model trained on the leak of one of its rounds.
 
     The first evaluated round that reaches the leak's accuracy counts, even if a later one falls behind again: any doubt
@@ -217,19 +219,27 @@ def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame) -> pd.DataFrame:
 
     Of `leaks` there is one round for each dataset, alpha and seed. Columns dataset, alpha, seed, round (NaN: not within
     its rounds), images_seen (by then), accuracy_of_leak, accuracy_of_federation (after its last round; both 0..1),
-    rounds (that it ran), still_rising (bool).
+    rounds (that it ran), still_rising (bool), round_published (likewise the first at the accuracy that `published`
+    gives for the data set, 0..1; NaN where it gives none).
     """
+    published = published or {}
     levels = leaks.set_index(["dataset", "alpha", "seed"])["accuracy"]
     rows = []
     for key, curve in rounds.groupby(["dataset", "alpha", "seed"], sort=False):
         level = levels.get(key, nan)
-        above, end = curve[curve["accuracy"] >= level], curve.iloc[-1]
-        first = above.iloc[0] if len(above) else {"round": nan, "images_seen": nan}
+        first, end = _first_at(curve, level), curve.iloc[-1]
         row = {"dataset": key[0], "alpha": key[1], "seed": key[2]}
         row |= {"round": first["round"], "images_seen": first["images_seen"], "accuracy_of_leak": level}
         row |= {"accuracy_of_federation": end["accuracy"], "rounds": int(end["round"])}
-        rows.append({**row, "still_rising": still_rising(curve)})
+        row |= {"still_rising": still_rising(curve)}
+        rows.append({**row, "round_published": _first_at(curve, published.get(key[0], nan))["round"]})
     return pd.DataFrame(rows)
+
+
+def _first_at(curve: pd.DataFrame, level: float) -> Mapping[str, float]:
+    """The first evaluated round of one federation that is as good as this."""
+    above = curve[curve["accuracy"] >= level]
+    return above.iloc[0] if len(above) else {"round": nan, "images_seen": nan}
 
 
 def _alpha(plan: FederationPlan) -> float:
