@@ -19,8 +19,8 @@ from leaklearn.attacks.inversion.presets import PRESETS, Settings
 from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
 from leaklearn.attacks.inversion.proof import prove
-from leaklearn.attacks.labels import restore_labels
 from leaklearn.attacks.labels.last_layer import last_linear
+from leaklearn.attacks.labels.restoration import restore_labels
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak

@@ -13,7 +13,7 @@ from torch import nn
 from leaklearn.attacks.inversion.objectives import OBJECTIVES
 from leaklearn.attacks.inversion.priors import PRIORS, STARTS
 from leaklearn.attacks.inversion.steps import SCHEDULES, STEPS, TRANSFORMS
-from leaklearn.attacks.labels import METHODS
+from leaklearn.attacks.labels.restoration import METHODS
 
 # Layers whose derivative jumps.
 KINKED = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Hardtanh, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
