@@ -1,6 +1,7 @@
 """Bins of several measurements, peeled: how much one round takes, and what neurons of two give.
 
     python benchmarks/peeling.py [--datasets mnist5k] [--clients 60] [--seeds 0 1 2] [--parts pairs rounds ...]
+                                 [--batches 64 128 ...]
 
 Tables in outputs/bench, a part each:
 
@@ -12,25 +13,31 @@ rounds: peeling_rounds.csv. One FedSGD round of 64 images a client: share of the
 simulation of the same bins with the same images, in which only where images fall decides; how many the attacker
 believes that are wrong; label accuracy; seconds a client.
 layer: peeling_layer.csv. The same for a layer of 1,000 neurons and one client with ever larger batches.
+honest: peeling_honest.csv. The same for the first layer of a two-layer MLP of 1,000 neurons: as initialised, with
+soliton degrees, and with bins of several measurements in front. `inputs` tells whether the network takes pixels as they
+are, or normalises them, so that an honest neuron is activated by about half of the images.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import leaklearn as ll
-from leaklearn.attacks import PeeledBins
+from leaklearn.attacks import PeeledBins, PeeledLayer
 from leaklearn.attacks.linear.peeled_bins import simulate_peeling
+from leaklearn.attacks.linear.soliton import LAYERS, activates
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.data import Dataset
-from leaklearn.experiments.bench import Bench
+from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.files import REPOSITORY, write_text
+from leaklearn.models import build
 
 NOISES = (0.0, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-2)
 """Standard deviations, in grey levels. Float32 leaves 5e-6 in a neuron of two, more where one image outshines it."""
@@ -103,7 +110,44 @@ def one_round(data: Dataset, attack: PeeledBins, clients: int, seed: int) -> dic
     found = bench.exchange(attack, seed, bench.clients(clients, size, seed), ll.FedSGD(size))
     bins = found.payload.model.block.bins
     places = bins.of(found.truth.images)
-    simulated = torch.stack([simulate_peeling(mine, bins.count, split=attack.split) for mine in places]).double().mean()
+    simulated = torch.stack([simulate_peeling(mine, bins.count, split=attack.split) for mine in places])
+    row = {"dataset": data.name, "seed": seed, "attack": attack.name, "fc_factor": attack.fc_factor}
+    row |= {
+        "measurements": len(attack.shares),
+        "neurons": attack.neurons,
+        "images_per_client": size,
+        "clients": clients,
+    }
+    return told(row, found, simulated)
+
+
+def first_layers(data: Dataset, size: int, clients: int, seed: int) -> Iterator[dict]:
+    """One FedSGD round of an MLP for each way to read its first layer; shares of all images."""
+    bench, channels = Bench(data, "mlp", progress=False), data.info.shape[0]
+    plain = replace(data.info, mean=(0.0,) * channels, std=(1.0,) * channels)
+    cases = [("pixels", PeeledBins(1000 / size, size))]
+    cases += [("pixels", PeeledLayer(layer, size, split=split)) for layer in LAYERS for split in (False, True)]
+    cases += [("normalised", PeeledLayer(layer, size)) for layer in LAYERS]
+    for inputs, attack in cases:
+        network = build("mlp", plain if inputs == "pixels" else data, width=1000, seed=seed)
+        network.body[1] = nn.Identity()  # the second hidden layer
+        found = bench.exchange(attack, seed, bench.clients(clients, size, seed), ll.FedSGD(size), network=network)
+        images = found.truth.images
+        if isinstance(attack, PeeledBins):
+            places, neurons = found.payload.model.block.bins.of(images), attack.neurons
+        else:
+            reached = activates(found.payload, images.flatten(0, 1)).view(*images.shape[:2], -1)
+            neurons = reached.shape[-1]
+            places = torch.where(reached, torch.arange(neurons), -1)
+        simulated = torch.stack([simulate_peeling(mine, neurons, split=attack.split) for mine in places])
+        row = {"dataset": data.name, "seed": seed, "attack": attack.name, "inputs": inputs, "split": attack.split}
+        row |= {"neurons": neurons, "images_per_client": size, "clients": clients}
+        row |= {name: found.leak.meta[name] for name in ("taken_alone", "taken_peeled", "taken_split", "waves", "left")}
+        yield told(row, found, simulated)
+
+
+def told(row: dict, found: Exchange, simulated: Tensor) -> dict:
+    """The row of a table with what was found, beside the simulation's (K, N) bool."""
     truth = {
         client: {bytes(image.numpy()): int(label) for image, label in zip(images.flatten(1), labels, strict=True)}
         for client, images, labels in zip(
@@ -115,15 +159,9 @@ def one_round(data: Dataset, attack: PeeledBins, clients: int, seed: int) -> dic
     labels = [(truth[client].get(bytes(image.numpy())), label) for client, image, label in leak]
     exact = [label == true for true, label in labels if true is not None]
     distinct = sum(map(len, truth.values()))
-    row = {"dataset": data.name, "seed": seed, "attack": attack.name, "fc_factor": attack.fc_factor}
-    row |= {
-        "measurements": len(attack.shares),
-        "neurons": attack.neurons,
-        "images_per_client": size,
-        "clients": clients,
-    }
-    row |= {"exact": len(exact) / distinct, "simulated": float(simulated), "wrong": len(labels) - len(exact)}
-    row |= {"label_accuracy": sum(exact) / max(1, len(exact)), "seconds_per_client": found.seconds / clients}
+    row |= {"exact": len(exact) / distinct, "simulated": float(simulated.double().mean())}
+    row |= {"wrong": len(labels) - len(exact)}
+    row |= {"label_accuracy": sum(exact) / max(1, len(exact)), "seconds_per_client": found.seconds / len(found.updates)}
     print(row, flush=True)
     return row
 
@@ -135,7 +173,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=60)
     parser.add_argument("--mixtures", type=int, default=1000, help="of each kind and noise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parts", nargs="+", default=["pairs", "strangers", "rounds", "layer"])
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="of the parts layer and honest")
+    parser.add_argument("--parts", nargs="+", default=["pairs", "strangers", "rounds", "layer", "honest"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict]] = {part: [] for part in options.parts}
@@ -149,8 +188,11 @@ def main() -> None:
                     attack = PeeledBins(factor, 64, measurements=measurements, split=split)
                     found[part].append(one_round(data, attack, min(options.clients, len(data.train) // 64), seed))
             for seed in options.seeds if part == "layer" else []:
-                for size in BATCHES:
+                for size in options.batches:
                     found[part].append(one_round(data, PeeledBins(1000 / size, size), 1, seed))
+            for seed in options.seeds if part == "honest" else []:
+                for size in options.batches:
+                    found[part] += first_layers(data, size, min(options.clients, len(data.train) // size), seed)
             folder = REPOSITORY.outputs / "bench"
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / f"peeling_{part}.csv", pd.DataFrame(found[part]).to_csv(index=False))

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from leaklearn.attacks import AdaptiveBins, Attack, Loki, PeeledBins, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks import (
+    AdaptiveBins,
+    Attack,
+    Loki,
+    PeeledBins,
+    PeeledLayer,
+    QuantileBiases,
+    RobbingTheFed,
+    Spear,
+    TrapWeights,
+)
 from leaklearn.attacks.linear.bins import Bins, Population, bounded_edges, measurement_vector, relu_cutoffs
 from leaklearn.attacks.linear.verification import fit_scale, grid_distance, verify
 from leaklearn.data import load
@@ -246,6 +256,8 @@ def test_attacks_are_called_alike(data):
         "robbing_the_fed": RobbingTheFed(), "robbing_the_fed_bounded": RobbingTheFed(activation="bounded"),
         "split_bins": PeeledBins(measurements=1), "peeled_bins": PeeledBins(),
         "peeled_bins_unsplit": PeeledBins(split=False),
+        "peeled_honest": PeeledLayer("honest"), "soliton_free": PeeledLayer("soliton_free"),
+        "soliton_data": PeeledLayer("soliton_data"),
         "loki": Loki(), "adaptive": AdaptiveBins(), "spear": Spear("sample"), "spear_reweighted": Spear(),
     }  # fmt: skip
     client = make_clients(data.train, 200, seed=0)[:1]

@@ -3,7 +3,16 @@
 from leaklearn.attacks.base import Attack
 from leaklearn.attacks.inversion import GradientInversion
 from leaklearn.attacks.labels import match_labels, restore_labels
-from leaklearn.attacks.linear import AdaptiveBins, Loki, PeeledBins, QuantileBiases, RobbingTheFed, Spear, TrapWeights
+from leaklearn.attacks.linear import (
+    AdaptiveBins,
+    Loki,
+    PeeledBins,
+    PeeledLayer,
+    QuantileBiases,
+    RobbingTheFed,
+    Spear,
+    TrapWeights,
+)
 
 __all__ = [
     "AdaptiveBins",
@@ -11,6 +20,7 @@ __all__ = [
     "GradientInversion",
     "Loki",
     "PeeledBins",
+    "PeeledLayer",
     "QuantileBiases",
     "RobbingTheFed",
     "Spear",

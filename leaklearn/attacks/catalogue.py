@@ -13,6 +13,7 @@ from leaklearn.attacks.linear import (
     AdaptiveBins,
     Loki,
     PeeledBins,
+    PeeledLayer,
     QuantileBiases,
     RobbingTheFed,
     Spear,
@@ -34,6 +35,9 @@ LINEAR: dict[str, Callable[..., Any]] = {
     "split_bins": partial(PeeledBins, measurements=1),
     "peeled_bins": PeeledBins,
     "peeled_bins_unsplit": partial(PeeledBins, split=False),
+    "peeled_honest": partial(PeeledLayer, layer="honest"),
+    "soliton_free": partial(PeeledLayer, layer="soliton_free"),
+    "soliton_data": partial(PeeledLayer, layer="soliton_data"),
     "spear": partial(Spear, search="sample"),
     "spear_reweighted": partial(Spear, search="reweight"),
 }

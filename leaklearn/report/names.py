@@ -60,6 +60,9 @@ _NAMES: dict[str, Name] = {
     "split_bins": Name("bins, neurons of two split (ours)", _SKY, "D"),
     "peeled_bins": Name("bins of several measurements, peeled (ours)", _GREEN, "*"),
     "peeled_bins_unsplit": Name("peeled without splitting (ours)", _PURPLE, "h"),
+    "peeled_honest": Name("honest first layer, peeled", _BLUE, "s"),
+    "soliton_free": Name("soliton degrees without data, peeled", _SKY, "p"),
+    "soliton_data": Name("soliton degrees by public images, peeled", _ORANGE, "H"),
     "spear": Name("SPEAR, sampling, as published", _VERMILION, "s"),
     "spear_reweighted": Name("SPEAR, reweighted least squares", _BLUE, "o"),
     # gradient inversion

@@ -11,16 +11,22 @@ that the image activates has the same gradient g = dL/ds. With z(s) the class sc
 for label y in a batch of N images: one forward-mode derivative along w gives it for every label at once. An exact image
 that was alone at its neuron has db = g(y) for its label; so the comparison finds the label too.
 
+In an honest network each neuron j of the first layer has a gradient of its own, and the derivative is along e_j
+(`label_gradients`). All of them for one label, which is what an image gave to the whole layer, are `layer_gradients`.
+
 Needs a network in which an image's scores do not depend on the rest of its batch: no batch norm in train mode.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.func import functional_call, jvp
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
 
 from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
@@ -94,29 +100,82 @@ def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size
     offset = payload.parameters["block.fc2.bias"]
     state = {**payload.parameters, **payload.buffers}
     inner = {n.removeprefix("network."): v for n, v in state.items() if n.startswith("network.")}
-    mode = model.training
-    model.eval()
     parts = []
-    try:
+    with _eval_mode(model):
         for some, sums in zip(images.split(IMAGES_AT_ONCE), total.split(IMAGES_AT_ONCE), strict=True):
 
             def scores(s: Tensor, some: Tensor = some) -> Tensor:
                 made = torch.relu(s.unsqueeze(1) * column + offset).unflatten(1, model.block.shape)
                 return functional_call(model.network, inner, (model.connect(some, made),))
 
-            logits, slope = jvp(scores, (sums,), (torch.ones_like(sums),))
-            parts.append((logits.softmax(1) * slope).sum(1, keepdim=True) - slope)
-    finally:
-        model.train(mode)
+            parts.append(_of_every_label(*jvp(scores, (sums,), (torch.ones_like(sums),))))
     return torch.cat(parts) / batch_size if parts else images.new_zeros(0, model.head.out_features)
 
 
+def label_gradients(payload: Payload, layer: str, images: Tensor, neuron: Tensor, batch_size: int) -> Tensor:
+    """Gradient dL/da_j that an image gives to one neuron j of a layer, for every label: (M, classes).
+
+    The layer is fully connected, the first of any network, and named as in the payload's model. Images (M, C, H, W) in
+    [0, 1], each with its `neuron` (M,) int64; the loss is a mean over a batch of N = `batch_size`.
+    """
+    bias = payload.parameters[f"{layer}.bias"]
+
+    def one(image: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(lambda bias: _scores(payload, layer, bias, image), (bias,), (direction,))
+
+    if not len(images):  # which vmap refuses
+        return images.new_zeros(0, payload.model.head.out_features)
+    with _eval_mode(payload.model):
+        directions = F.one_hot(neuron, len(bias)).to(bias)
+        return _of_every_label(*vmap(one, chunk_size=IMAGES_AT_ONCE)(images, directions)) / batch_size
+
+
+def layer_gradients(payload: Payload, layer: str, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Gradient dL/da that each image with its label (M,) gives to all n neurons of the layer, (M, n): 0 where it does
+    not activate a neuron. Otherwise as `label_gradients`."""
+    bias = payload.parameters[f"{layer}.bias"]
+
+    def loss(bias: Tensor, image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(_scores(payload, layer, bias, image), label)
+
+    with _eval_mode(payload.model):
+        return vmap(grad(loss), (None, 0, 0), chunk_size=IMAGES_AT_ONCE)(bias, images, labels) / batch_size
+
+
+def _scores(payload: Payload, layer: str, bias: Tensor, image: Tensor) -> Tensor:
+    """Class scores of one image (C, H, W), as a function of the layer's bias."""
+    state = {**payload.parameters, **payload.buffers, f"{layer}.bias": bias}
+    return functional_call(payload.model, state, (image.unsqueeze(0),))[0]
+
+
+def _of_every_label(logits: Tensor, slope: Tensor) -> Tensor:
+    """d(cross-entropy) for every label from class scores (M, classes) and their derivatives along some direction."""
+    return (logits.softmax(1) * slope).sum(1, keepdim=True) - slope
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)
+
+
 def check_resynthesis(payload: Payload, updates: Updates) -> None:
-    """Raise a ValueError where one image's gradient cannot be made anew: an honest model, sums, deltas, batch norm."""
+    """Raise a ValueError where one image's gradient cannot be made anew: an honest model, and see `check_single`."""
     if not isinstance(payload.model, LeakyNetwork):
         raise ValueError(f"{type(payload.model).__name__} has no malicious block whose gradient could be compared")
+    check_single(payload, updates)
+
+
+def check_single(payload: Payload, updates: Updates) -> None:
+    """Raise a ValueError where an update is no plain sum over a client's images: sums, deltas, batch norm."""
     if updates.summed or updates.kind != "gradient":
-        raise ValueError(f"{updates!r}: only the gradient of a single client can be compared with that of an image")
+        raise ValueError(
+            f"{updates!r}: only the gradient (FedSGD) of a single client can be compared with that of an image"
+        )
     if updates.protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
         raise ValueError(
             "the network has batch norm in train mode, so an image's gradient depends on its whole batch: "
