@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import leaklearn as ll
 from leaklearn.attacks import PeeledBins, PeeledLayer
-from leaklearn.attacks.linear.peeled_bins import simulate_peeling
+from leaklearn.attacks.linear.residual import simulate_peeling
 from leaklearn.attacks.linear.soliton import LAYERS, activates
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.data import Dataset

@@ -57,6 +57,10 @@ def test_rows_of_local_work(bench):
     assert (fast["images"] == 16).all()
     assert fast["expected_leak_rate"].isna().all()
     assert table["accuracy"].between(0, 1).all()
+    peeled = leak_by_local_work(replace(bench, seeds=[1]), plans, [], fc_factor=4.0, attacks=["peeled_loki"])
+    assert peeled["attack"].eq("peeled_loki").all()
+    assert peeled["local_steps"].tolist() == [1, 4, 8]
+    assert (peeled["leak_rate"] > 0.9).all()  # of noise, whose brightness hardly differs
     again = leak_by_local_work(replace(bench, seeds=[1]), plans[1:2], [], fc_factor=4.0)
     same = table[(table["seed"] == 1) & (table["attack"] == "loki") & (table["local_steps"] == 4)]
     columns = ["leak_rate", "images", "accuracy", "psnr"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import image_set
 
-from leaklearn.attacks import Loki, RobbingTheFed
+from leaklearn.attacks import Loki, PeeledBins, PeeledLoki, RobbingTheFed
 from leaklearn.data.images import Dataset, pair_images
 from leaklearn.data.views import Views
 from leaklearn.experiments import label_matching
@@ -18,6 +18,7 @@ from leaklearn.experiments.label_matching import (
     matching_cases,
     measure_matching,
     train_on_matched,
+    train_on_own_labels,
 )
 from leaklearn.experiments.rounds import Round
 from leaklearn.federated import FedAvg, FedSGD
@@ -179,3 +180,15 @@ def test_examples_have_a_label_for_each_image_that_leaked(bench):
         assert (truth >= 0).all()
         assert {len(leak) for leak in by_method.values()} == {len(truth)}
         assert all(leak.label_confidence.ge(0).all() for leak in by_method.values())
+
+
+def test_peeled_bins_bring_their_own_labels(bench):
+    rounds = [Round(PeeledBins(4.0, 16), FedSGD(16), 3), Round(PeeledLoki(4.0, 16), FedAvg(8, 2, 0.05), 3, secure=True)]
+    table = train_on_own_labels(bench, rounds)
+    check_keys(table, ["dataset", "attack", "protocol"])
+    assert table["attack"].tolist() == ["peeled_bins", "peeled_loki"] * len(bench.seeds)
+    assert table.loc[table["protocol"] == "fedsgd", "label_accuracy"].eq(1).all()
+    assert (table["label_accuracy"] > 0.8).all()
+    assert table[["accuracy", "accuracy_true_labels"]].stack().between(0, 1).all()
+    same = table["label_accuracy"] == 1
+    assert table.loc[same, "accuracy"].equals(table.loc[same, "accuracy_true_labels"])

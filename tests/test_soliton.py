@@ -11,7 +11,7 @@ from torch import nn
 import leaklearn as ll
 from leaklearn.attacks import PeeledLayer
 from leaklearn.attacks.linear.certainty import label_gradients, layer_gradients
-from leaklearn.attacks.linear.peeled_bins import simulate_peeling
+from leaklearn.attacks.linear.residual import simulate_peeling
 from leaklearn.attacks.linear.soliton import LAYERS, activates, robust_soliton
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.experiments.bench import Bench

@@ -13,7 +13,7 @@ from math import exp, lgamma
 
 import torch
 
-from leaklearn.attacks.linear.peeled_bins import simulate_peeling
+from leaklearn.attacks.linear.residual import simulate_peeling
 
 
 def expected_leak_rate(bins: int, images: int, local_steps: int = 1) -> float:

@@ -1,18 +1,21 @@
 """FedAvg with leaked images: what local work leaves to leak, and the model trained beside the federation. Notebook 04.
 
-Local steps were thought to hide images: the server sees only where several steps have led. Both attacks look through
-them, each in its own way. LOKI's bins fall silent after their first use, so that more steps leak more; gradient
-inversion goes through the steps with its dummy images, at the price of a longer program and a harder problem.
+Local steps were thought to hide images: the server sees only where several steps have led. All attacks look through
+them, each in its own way. LOKI's bins fall silent after their first use, so that more steps leak more; bins of several
+measurements keep the network still, so that all steps are one (ours); gradient inversion goes through the steps with
+its dummy images, at the price of a longer program and a harder problem.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 
 import pandas as pd
 
+from leaklearn.attacks.catalogue import make
 from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.harvest import InversionSettings, harvest
 from leaklearn.experiments.rounds import FederationPlan, Round
@@ -44,6 +47,7 @@ def leak_by_local_work(
     inversions: Sequence[InversionSettings],
     *,
     fc_factor: float,
+    attacks: Sequence[str] = ("loki",),
     cache: str | Path | None = None,
 ) -> pd.DataFrame:
     """Attack one round of each kind of local work, and train on what leaked, once a seed.
@@ -53,25 +57,33 @@ def leak_by_local_work(
     bench
         Its recipe should have `steps`, so that all trainings take as many.
     plans
-        Federations of which LOKI, which is told the true labels, attacks one round; they differ in local steps and
-        epochs.
+        Federations of which one round is attacked by linear layer leakage, which is told the true labels; they differ
+        in local steps and epochs.
     inversions
         Attacked by gradient inversion, which restores labels; they differ in the same way.
     fc_factor
-        Neurons of LOKI's layer per image of a client.
+        Neurons of the malicious layer per image of a client.
+    attacks
+        By name, those of linear layer leakage; they read sums over the clients.
     cache
         Folder for finished parts of the inversion.
 
     Returns
     -------
     DataFrame
-        Rows of the table `fedavg`: dataset, seed, attack (loki, or the inversion's preset), local_steps (in all),
+        Rows of the table `fedavg`: dataset, seed, attack (an inversion: its preset), local_steps (in all),
         local_epochs, leak_rate (of the attacked images, 0..1), expected_leak_rate (closed form; NaN for inversion),
-        psnr (dB, mean: over what leaked for LOKI, over all attacked images for inversion), images (trained on),
+        psnr (dB, mean: over all attacked images for inversion, else over what leaked), images (trained on),
         accuracy (0..1), images_per_update, seconds (the attacker's).
     """
     count = max((plan.clients for plan in plans), default=1)
-    rounds = [plan.attacked(fc_factor) for plan in plans]
+    rounds = [
+        replace(
+            plan.attacked(fc_factor), attack=make(name, fc_factor=fc_factor, images_per_client=plan.images_per_client)
+        )
+        for name in attacks
+        for plan in plans
+    ]
     for plan in plans:
         check([bench], plan, inversions)
 

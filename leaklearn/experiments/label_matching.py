@@ -270,6 +270,32 @@ def train_on_matched(
     return bench.rows(cases, measure, "training on labels")
 
 
+def train_on_own_labels(bench: Bench, rounds: Sequence[Round]) -> pd.DataFrame:
+    """Attack by `PeeledBins` and its kind, whose leaks have labels, and train on them with these and with true ones.
+
+    The network behind the malicious layer is the bench's without norm layers: batch norm in train mode ties an image's
+    gradient to its batch, and leaves these labels out.
+
+    Returns
+    -------
+    DataFrame
+        Of each seed and round: the columns of `Round.describe`, lr (local; 0 for one step), leak_rate, label_accuracy,
+        accuracy (trained with the leak's own labels), accuracy_true_labels (all 0..1), images (that leaked), seconds
+        (the attacker's, labels included).
+    """
+
+    def measure(each: Round, seed: int) -> dict[str, Any]:
+        network = build(bench.model, bench.data, norm="none", width=bench.width, seed=seed)
+        found = each.run(bench, seed, network=network)
+        truth = found.score.true_labels
+        row = {**each.describe(), "lr": getattr(each.protocol, "lr", 0.0), "leak_rate": found.score.leak_rate}
+        row |= {"label_accuracy": float((found.leak.labels == truth).float().mean())}
+        row |= {"accuracy": bench.worth(found.leak, seed), "accuracy_true_labels": bench.worth(found.labelled, seed)}
+        return {**row, "images": len(found.leak), "seconds": found.seconds}
+
+    return bench.rows(rounds, measure, "own labels")
+
+
 def match_examples(
     bench: Bench, cases: Sequence[MatchingCase], methods: Sequence[str] = ("combined", "regression", "bin_scan")
 ) -> dict[str, tuple[Mapping[str, Leak], Tensor]]:

@@ -16,7 +16,7 @@ from leaklearn.attacks.catalogue import make
 from leaklearn.attacks.linear import PeeledBins
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.attacks.linear.bins import ManyBins
-from leaklearn.attacks.linear.peeled_bins import Peeling, simulate_peeling
+from leaklearn.attacks.linear.residual import Peeling, simulate_peeling
 from leaklearn.evaluation import Truth, score
 from leaklearn.evaluation.closed_forms import expected_in_bins, expected_leak_rate, expected_over_rounds
 from leaklearn.experiments.bench import READABLE_DB, Bench, Exchange
@@ -108,17 +108,15 @@ def expected_in_these_bins(bench: Bench, each: Round) -> float:
         return _simulated(bench, each, bins)
     places = torch.cat([bins.of(images) for images in bench.data.train.images.split(1000)])
     counts = torch.bincount(places[places >= 0], minlength=bins.count).tolist()
-    summed = each.secure and not each.attack.disjoint
-    images, steps = each.images * (each.clients if summed else 1), each.local_steps
-    return expected_in_bins(counts, images, steps, population=len(places))
+    return expected_in_bins(counts, each.images_together, each.local_steps, population=len(places))
 
 
 def _simulated(bench: Bench, each: Round, bins: ManyBins, draws: int = 40) -> float:
     """Share that peeling takes of random clients' images, if only where images fall decided it."""
     generator, rates = torch.Generator().manual_seed(0), []
-    images = each.images * (each.clients if each.secure else 1)
     for _ in range(draws):
-        places = bins.of(bench.data.train.images[torch.randperm(len(bench.data.train), generator=generator)[:images]])
+        drawn = torch.randperm(len(bench.data.train), generator=generator)[: each.images_together]
+        places = bins.of(bench.data.train.images[drawn])
         rates.append(simulate_peeling(places, bins.count, split=each.attack.split).double().mean())
     return float(torch.stack(rates).mean())
 

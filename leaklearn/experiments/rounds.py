@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf, nan
 from typing import Any
 
-from leaklearn.attacks import Loki, PeeledBins, RobbingTheFed
+from leaklearn.attacks import Loki, PeeledBins, PeeledLoki, RobbingTheFed
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import equal_partition
@@ -67,6 +67,11 @@ class Round:
         return getattr(self.protocol, "local_steps", 1)
 
     @property
+    def images_together(self) -> int:
+        """Different images that the same neurons see: a client's, or those of a sum that nothing keeps apart."""
+        return self.images * (self.clients if self.secure and not self.attack.disjoint else 1)
+
+    @property
     def expected_leak_rate(self) -> float:
         """Closed form, or simulation, for bins of equal mass, 0..1; NaN where there is none.
 
@@ -74,20 +79,19 @@ class Round:
         epochs over the same images add nothing to LOKI's, for every bin in use is silent after the first.
         """
         loki, bins = isinstance(self.attack, Loki), self.attack.neurons
+        if isinstance(self.attack, PeeledBins) and (self.local_steps == 1 or isinstance(self.attack, PeeledLoki)):
+            if self.attack.split and len(self.attack.shares) == 1:
+                return expected_alone_or_pair(bins, self.images_together)
+            return expected_peeled(self.attack.shares, self.images_together, split=self.attack.split)
         if isinstance(self.protocol, FedAvg):
             steps = self.images // self.protocol.batch_size
             return expected_leak_rate(bins, self.images, steps) if loki else nan
-        if isinstance(self.attack, PeeledBins):
-            images = self.images * (self.clients if self.secure else 1)
-            if self.attack.split and len(self.attack.shares) == 1:
-                return expected_alone_or_pair(bins, images)
-            return expected_peeled(self.attack.shares, images, split=self.attack.split)
         if hasattr(self.attack, "expected_leak_rate"):
-            return nan if self.secure else self.attack.expected_leak_rate
+            return nan if self.secure or self.attack.split else self.attack.expected_leak_rate
         if not isinstance(self.attack, Loki | RobbingTheFed):
             return nan
-        crowd = self.clients if self.secure and not loki else 1
-        return expected_leak_rate(bins, self.images * crowd)
+        closed_form = expected_alone_or_pair if self.attack.split else expected_leak_rate
+        return closed_form(bins, self.images_together)
 
     def describe(self) -> dict[str, Any]:
         """The round's columns in a table: attack, protocol, fc_factor, clients, images_per_client, local_steps."""

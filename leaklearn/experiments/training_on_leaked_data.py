@@ -209,9 +209,7 @@ def still_rising(curve: pd.DataFrame) -> bool:
     return bool(np.polyfit(end["round"], end["accuracy"], 1)[0] * last / 3 >= RISING)
 
 
-def overtaken(
-    rounds: pd.DataFrame, leaks: pd.DataFrame, published: Mapping[str, float] | None = None
-) -> pd.DataFrame:
+def overtaken(rounds: pd.DataFrame, leaks: pd.DataFrame, published: Mapping[str, float] | None = None) -> pd.DataFrame:
     """The table `overtaken`: when each federation is as good as a model trained on the leak of one of its rounds.
 
     The first evaluated round that reaches the leak's accuracy counts, even if a later one falls behind again: any doubt

@@ -143,7 +143,7 @@ def _what_leaks(dataset: str, frame: pd.DataFrame) -> Finding:
     rates = loki.groupby("local_steps")["leak_rate"].mean()
     why = f"LOKI leaks {100 * rates.iloc[0]:.1f} % at {rates.index[0]} local steps, "
     why += f"{100 * rates.iloc[-1]:.1f} % at {rates.index[-1]}; farthest from the closed form {far.mean:+.2f} points"
-    single = frame[~frame["attack"].isin(["loki", NO_ATTACK]) & (frame["local_epochs"] == 1)]
+    single = frame[~frame["attack"].isin(["loki", "peeled_loki", NO_ATTACK]) & (frame["local_epochs"] == 1)]
     psnr = single.groupby("local_steps")["psnr"].mean()
     if len(psnr) > 1:
         why += f"; gradient inversion goes from {psnr.iloc[0]:.1f} dB at {psnr.index[0]} to {psnr.iloc[-1]:.1f} dB at "

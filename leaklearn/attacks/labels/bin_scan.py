@@ -39,7 +39,7 @@ def observed(payload: Payload, updates: Updates, leaked: ClientImages) -> tuple[
     if updates.kind == "delta":  # the weights are rounded too, of which a change is the difference
         largest = largest + sent["block.fc1.weight"].abs().amax(1)[neurons]
     scale = updates.protocol.images_per_client * gradient_scale(updates)
-    inputs = block.inputs(leaked.images.flatten(0, 1), sent.get("block.conv.weight"))
+    inputs = block.inputs(leaked.images.flatten(0, 1), sent)
     inputs = inputs.unflatten(0, neurons.shape).double()
     length = (inputs**2).sum(2).clamp_min(1e-300)
     slope = scale * (step.double() * inputs).sum(2) / length

@@ -172,7 +172,7 @@ def _state(
 def _block(payload: Payload, updates: Updates, leaked: ClientImages, share: float) -> tuple[Tensor, Tensor]:
     """fc2's output before its ReLU, (K, M, d), and its column of each image's own neuron, (K, M, d)."""
     block, sent, rows, neurons = payload.model.block, payload.parameters, leaked.rows, leaked.neurons
-    inputs = block.inputs(leaked.images.flatten(0, 1), sent.get("block.conv.weight"))
+    inputs = block.inputs(leaked.images.flatten(0, 1), sent)
     active = block.activation(F.linear(inputs, sent["block.fc1.weight"], sent["block.fc1.bias"]))
     active, inputs = active.unflatten(0, neurons.shape), inputs.unflatten(0, neurons.shape)
     if share:

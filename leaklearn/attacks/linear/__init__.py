@@ -7,6 +7,7 @@ from leaklearn.attacks.linear.adaptive_bins import AdaptiveBins
 from leaklearn.attacks.linear.binned import Loki, RobbingTheFed
 from leaklearn.attacks.linear.certainty import certify
 from leaklearn.attacks.linear.peeled_bins import PeeledBins
+from leaklearn.attacks.linear.peeled_loki import PeeledLoki
 from leaklearn.attacks.linear.random_rows import QuantileBiases, TrapWeights
 from leaklearn.attacks.linear.soliton import PeeledLayer
 from leaklearn.attacks.linear.spear import Spear
@@ -16,6 +17,7 @@ __all__ = [
     "Loki",
     "PeeledBins",
     "PeeledLayer",
+    "PeeledLoki",
     "QuantileBiases",
     "RobbingTheFed",
     "Spear",

@@ -67,6 +67,10 @@ class AdaptiveBins(LinearLeakage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.split:
+            raise ValueError(
+                "split is True; adaptive bins tell what collides apart in the next round, and split nothing"
+            )
         if self.images < self.images_per_client:
             raise ValueError(f"a client cannot use {self.images_per_client} of {self.images} images in a round")
 

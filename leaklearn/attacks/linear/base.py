@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
-from leaklearn.attacks.linear.verification import OFF_GRID, Verdict, verify
+from leaklearn.attacks.linear.unmix import split_pairs
+from leaklearn.attacks.linear.verification import LEVELS, OFF_GRID, Verdict, verify
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak, merge
@@ -26,6 +27,10 @@ from leaklearn.leaks import Leak, merge
 VALUES_AT_ONCE = 8_000_000
 # Lone images that must be expected of a client, or of all of them, before their absence from the grid says anything.
 FEWEST_ALONE = 10.0
+# Rounding of a candidate's pixels, in grey levels, beyond which no mixture is told apart.
+MOST_NOISE = 2e-3
+# Of a measurement: how far beyond its bin's edges float32 may put an image.
+EDGE = 1e-5
 # Relative rounding error of one float32 operation.
 UNIT_ROUNDOFF = 2.0**-24
 
@@ -46,6 +51,7 @@ class LinearLeakage(ABC):
     fc_factor: float = 4.0  # neurons of the malicious layer for each image that a client uses in a round
     images_per_client: int = 64  # how many images that is: the server orders batch size and local steps
     eight_bit: bool = True  # whether images are assumed stored with 8 bits, see `leaklearn.attacks.linear.verification`
+    split: bool = False  # whether neurons of two such images are told apart (ours, `leaklearn.attacks.linear.unmix`)
 
     name: ClassVar[str]
     source: ClassVar[str]
@@ -90,10 +96,11 @@ class LinearLeakage(ABC):
 
         That images are on the 8-bit grid is checked: a client of whom many candidates are in range and in their bins,
         and hardly any on the grid, does not store or augment its images so. These are then accepted without the grid,
-        with a warning; `off_grid` counts such clients.
+        with a warning; `off_grid` counts such clients. With `split`, what was no image is tried as a mixture of two,
+        where the neurons' bias gradients are known and single; `taken_split` counts the images that this gave.
         """
         weight, bias = (updates.tensors[name] for name in self.reads)
-        parts, seen, off = [], 0, 0
+        parts, seen, off, split = [], 0, 0, 0
         for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
             given = (payload, weight[group], own_bias, updates.kind == "delta")
@@ -111,9 +118,13 @@ class LinearLeakage(ABC):
             images = found.images[good].clamp(0, 1)
             parts.append(as_leak(payload, images, confidence[good], sender, neuron, round))
             seen += len(verdict.valid)
+            if self.split and self.eight_bit and own_bias is not None and updates.kind == "gradient":
+                parts.append(self._split(payload, found, good, clients, round))
+                split += len(parts[-1])
         if off:
             warnings.warn(OFF_GRID.format(name=self.name, count=off, of=len(weight)), stacklevel=2)
-        return self.gather(parts, updates, round=round, candidates=seen, off_grid=off)
+        about = {"taken_split": split} if self.split else {}
+        return self.gather(parts, updates, round=round, candidates=seen, off_grid=off, **about)
 
     def _judge(
         self, payload: Payload, weight: Tensor, bias: Tensor | None, delta: bool, eight_bit: bool
@@ -126,6 +137,20 @@ class LinearLeakage(ABC):
             bins = payload.model.block.bins.to(found.images)
             vector, low, high = bins.vector, bins.low[found.neuron], bins.high[found.neuron]
         return found, verify(found.images, vector, low, high, found.noise, eight_bit=eight_bit)
+
+    def _split(self, payload: Payload, found: Candidates, good: Tensor, clients: Tensor, round: int) -> Leak:
+        """Two images each of those candidates that are none, where rounding allows it and both lie in the bin."""
+        tried = ~good & (found.noise * LEVELS < MOST_NOISE)
+        row, neuron = found.row[tried], found.neuron[tried]
+        pairs = split_pairs(found.images[tried], payload.model.block.shape)
+        images, both = pairs.images.float() / LEVELS, pairs.found
+        if (bins := payload.model.block.bins) is not None:
+            measured = images @ bins.vector.to(images)
+            low, high = (edge.to(images)[neuron].unsqueeze(1) for edge in (bins.low, bins.high))
+            both = both & ((measured >= low - EDGE) & (measured <= high + EDGE)).all(1)
+        sure = (1 - pairs.doubt[both]).repeat_interleave(2)
+        sender, neuron = (each[both].repeat_interleave(2) for each in (clients[row], neuron))
+        return as_leak(payload, images[both].flatten(0, 1), sure, sender, neuron, round)
 
     def _off_grid(self, payload: Payload, row: Tensor, on_grid: Tensor, plausible: Tensor, clients: int) -> Tensor:
         """(K,) of which clients many candidates would do but for the grid, and fewer are on it than chance allows.

@@ -46,7 +46,7 @@ class RobbingTheFed(LinearLeakage):
     def name(self) -> str:
         published = {"relu", "mean", "normal"}
         others = [part for part in (self.activation, self.measurement, self.distribution) if part not in published]
-        return "_".join(["robbing_the_fed", *others])
+        return "_".join(["robbing_the_fed", *others, *(["split"] if self.split else [])])
 
     def block(self, public: ImageSet) -> LeakyBlock:
         vector = measurement_vector(self.measurement, public.shape, self.seed)
@@ -100,7 +100,7 @@ class Loki(LinearLeakage):
 
     @property
     def name(self) -> str:
-        return "loki" if self.distribution == "normal" else f"loki_{self.distribution}"
+        return "loki" + ("" if self.distribution == "normal" else f"_{self.distribution}") + "_split" * self.split
 
     def block(self, public: ImageSet) -> LeakyBlock:
         vector = measurement_vector("mean", public.shape)

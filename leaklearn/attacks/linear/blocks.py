@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,11 @@ from torch import Tensor, nn
 
 from leaklearn.attacks.linear.bins import Bins, ManyBins
 from leaklearn.federated.exchange import Payload
+
+CONSTANT = 0.25
+"""What an additional channel adds to the image's mean: like a grey level of images, so that float32 bears both."""
+MEASURED = 16.0
+"""Times which it is then taken: of s, local steps move the kernel by 1/s^2 of itself, and neurons by s^2 as much."""
 
 
 class LeakyBlock(nn.Module):
@@ -35,6 +42,9 @@ class LeakyBlock(nn.Module):
     conv_scale
         None: no convolution. Else the convolutional scaling factor of LOKI's identity mapping set: a 3x3 convolution
         that copies channel c times conv_scale (LOKI, section 3.6).
+    measuring
+        Whether the convolution has one more output channel, `MEASURED` times (the mean over the image's channels plus
+        `CONSTANT`), see `leaklearn.attacks.linear.peeled_loki`. `weight` is then (n, d + H*W).
     """
 
     def __init__(
@@ -47,15 +57,19 @@ class LeakyBlock(nn.Module):
         gain: float,
         bins: Bins | ManyBins | None = None,
         conv_scale: float | None = None,
+        measuring: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.bounded, self.bins = tuple(shape), bounded, bins
-        neurons, size = weight.shape
+        neurons, size = len(weight), prod(shape)
         self.conv = None
         if conv_scale is not None:
-            self.conv = nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+            self.conv = nn.Conv2d(shape[0], shape[0] + measuring, 3, padding=1, bias=measuring)
             nn.init.dirac_(self.conv.weight).data.mul_(conv_scale)
-        self.fc1 = nn.Linear(size, neurons, device="meta").to_empty(device="cpu")
+            if measuring:
+                self.conv.weight.data[-1, :, 1, 1] = MEASURED / shape[0]
+                self.conv.bias.data.zero_()[-1] = MEASURED * CONSTANT
+        self.fc1 = nn.Linear(weight.shape[1], neurons, device="meta").to_empty(device="cpu")
         self.fc2 = nn.Linear(neurons, size, device="meta").to_empty(device="cpu")
         pattern = torch.rand(size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
@@ -78,11 +92,17 @@ class LeakyBlock(nn.Module):
         """The neurons' update (K, n, ...) -> what each bin's own images gave: ReLU neurons less the one above."""
         return torch.cat([update[:, :-1] - update[:, 1:], update[:, -1:]], 1) if self.cumulative else update
 
-    def inputs(self, images: Tensor, kernels: Tensor | None = None) -> Tensor:
-        """What fc1 sees: (N, C, H, W) in [0, 1] -> (N, d); `kernels` stand in for the convolution's own weight."""
+    def inputs(self, images: Tensor, sent: Mapping[str, Tensor] | None = None) -> Tensor:
+        """What fc1 sees: (N, C, H, W) in [0, 1] -> (N, d), and H*W more where there is one more channel.
+
+        The parameters of a payload that are `sent`, `block.conv...`, stand in for the convolution's own.
+        """
         if self.conv is None:
             return images.flatten(1)
-        return F.relu(self.conv(images) if kernels is None else F.conv2d(images, kernels, padding=1)).flatten(1)
+        if sent is None:
+            return F.relu(self.conv(images)).flatten(1)
+        kernels, offset = sent["block.conv.weight"], sent.get("block.conv.bias")
+        return F.relu(F.conv2d(images, kernels, offset, padding=1)).flatten(1)
 
     def activation(self, measured: Tensor) -> Tensor:
         """Of fc1's outputs."""

@@ -73,12 +73,14 @@ def gradients_anew(payload: Payload, images: Tensor, batch_size: int) -> Tensor:
     """`neuron_gradients` of images (M, C, H, W) in [0, 1] that pass through the malicious layer as it was sent."""
     block, sent = payload.model.block, payload.parameters
     images = images.to(payload.device, payload.dtype)
-    inputs = (block.inputs(part, sent.get("block.conv.weight")) for part in images.split(IMAGES_AT_ONCE))
+    inputs = (block.inputs(part, sent) for part in images.split(IMAGES_AT_ONCE))
     active = (block.activation(x @ sent["block.fc1.weight"].T + sent["block.fc1.bias"]) for x in inputs)
     return neuron_gradients(payload, images, torch.cat([neurons.sum(1) for neurons in active]), batch_size)
 
 
-def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None = None) -> Certainty:
+def compare(
+    gradients: Tensor, observed: Tensor, labels: Tensor | None = None, tolerance: float = TOLERANCE
+) -> Certainty:
     """Gradients (M, classes) of each image with each label beside the observed one (M,)."""
     error = (gradients - observed.unsqueeze(1)).abs() / gradients.abs().amax(1, keepdim=True).clamp_min(1e-30)
     least, best = error.min(1)
@@ -86,7 +88,7 @@ def compare(gradients: Tensor, observed: Tensor, labels: Tensor | None = None) -
         known = labels >= 0
         best = torch.where(known, labels, best)
         least = torch.where(known, error.gather(1, labels.clamp_min(0).unsqueeze(1)).squeeze(1), least)
-    return Certainty(least <= TOLERANCE, least, best)
+    return Certainty(least <= tolerance, least, best)
 
 
 def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size: int) -> Tensor:
@@ -100,6 +102,7 @@ def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size
     offset = payload.parameters["block.fc2.bias"]
     state = {**payload.parameters, **payload.buffers}
     inner = {n.removeprefix("network."): v for n, v in state.items() if n.startswith("network.")}
+    inner["head.weight"] = model.feature_scale * inner["head.weight"]
     parts = []
     with _eval_mode(model):
         for some, sums in zip(images.split(IMAGES_AT_ONCE), total.split(IMAGES_AT_ONCE), strict=True):

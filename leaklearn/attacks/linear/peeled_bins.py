@@ -18,44 +18,27 @@ bins of several measurements, the subtraction by delta alone, and neurons of two
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.base import UNIT_ROUNDOFF, LinearLeakage, as_leak, groups
+from leaklearn.attacks.linear.base import LinearLeakage, as_leak, groups
 from leaklearn.attacks.linear.bins import Bins, ManyBins, Population, closed_edges, measurement_vector
 from leaklearn.attacks.linear.blocks import LeakyBlock, bounded_rows, check_widths
 from leaklearn.attacks.linear.certainty import TOLERANCE, Certainty, check_resynthesis, compare, gradients_anew
-from leaklearn.attacks.linear.unmix import split_pairs
-from leaklearn.attacks.linear.verification import LEVELS, OFF_GRID
+from leaklearn.attacks.linear.residual import Peeling, Taken
+from leaklearn.attacks.linear.verification import OFF_GRID
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
 
-EMPTY = 64 * UNIT_ROUNDOFF
-"""Share of the largest delta that a neuron has held below which what is left in it is rounding."""
-MISSES = 8.0
-"""Standard deviations of rounding that the pixels of a lone image may be off the grid, root mean square."""
-LEAST_MISS = 2e-3
-"""Grey levels by which they may be in any case."""
-SAME = 2e-3
-"""Largest difference of two readings of one image off the grid, in units of the [0, 1] range."""
-EDGE = 1e-6
-"""Of a measurement: how far beyond its bin's edges float32 may put an image."""
-
-
-class Taken(NamedTuple):
-    """Images of one client: (M, d) float64 in [0, 1]; of each its delta, neuron, wave, whether split, doubt: (M,)."""
-
-    images: Tensor
-    delta: Tensor
-    neuron: Tensor
-    wave: Tensor
-    split: Tensor
-    doubt: Tensor
+UNREAD = (
+    "{name}: of {count} of {of} clients hardly anything could be read, by the 8-bit grid, without it, or by gradients "
+    "made anew: too many images for the neurons, or noise on the updates; that is no proof that nothing leaks"
+)
+"""What is said where neurons hold something and nothing of it could be read."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +95,23 @@ class PeeledBins(LinearLeakage):
 
         Nothing is drawn, so `seed` is not used; `round` is written into the leak. Its meta counts how the images were
         had: `taken_alone`, `taken_peeled` (readable once others were away) and `taken_split`, and the waves; `left` are
-        the neurons that still hold something nobody could read. A client whose images are not on the 8-bit grid is
-        peeled without it, each image proved by its gradient made anew; `off_grid` counts such clients.
+        the neurons that still hold something nobody could read. Images that are not on the 8-bit grid, all of a client
+        or some, are peeled without it, each proved by its gradient made anew; `off_grid` counts such clients, `unread`
+        those of whom hardly anything was read, both with a warning.
 
         Raises
         ------
         ValueError
             For weight differences: local steps move the bins.
         """
-        if updates.kind != "gradient":
-            raise ValueError(
-                f"{self.name} reads gradients (FedSGD), not {updates.kind}s of local steps; there take loki"
-            )
-        weight, bias = (updates.tensors[name] for name in self.reads)
+        weight, bias = self.sums(payload, updates)
         parts, deltas = [], []
-        about = {"taken_alone": 0, "taken_peeled": 0, "taken_split": 0, "waves": 0, "left": 0, "off_grid": 0}
-        proof, why = _proof(payload, updates)
+        about = {"taken_alone": 0, "taken_peeled": 0, "taken_split": 0, "waves": 0, "left": 0}
+        about |= {"off_grid": 0, "unread": 0}
+        proof, why = self.proof(payload, updates)
         for group, clients in groups(updates, weight):
             for row, client in enumerate(clients):
-                taken, left, on_grid = self._peel(payload, weight[group][row], bias[group][row], proof)
+                taken, left, off_grid = self._peel(payload, weight[group][row], bias[group][row], proof)
                 sender = client.expand(len(taken.images))
                 parts.append(as_leak(payload, taken.images, 1 - taken.doubt, sender, taken.neuron, round))
                 deltas.append(taken.delta)
@@ -139,197 +120,78 @@ class PeeledBins(LinearLeakage):
                 about["taken_split"] += int(taken.split.sum())
                 about["waves"] = max(about["waves"], int(taken.wave.max()) + 1 if len(taken.wave) else 0)
                 about["left"] += left
-                about["off_grid"] += not on_grid
-        if self.eight_bit and about["off_grid"]:
+                about["off_grid"] += self.eight_bit and off_grid > 0
+                about["unread"] += len(taken.images) < 0.05 * self.images_per_client and left >= 2
+        if about["off_grid"]:
             warnings.warn(OFF_GRID.format(name=self.name, count=about["off_grid"], of=len(updates)), stacklevel=2)
+        if about["unread"]:
+            warnings.warn(UNREAD.format(name=self.name, count=about["unread"], of=len(updates)), stacklevel=2)
         leak = self.gather(parts, updates, round=round, **about)
         return label_by_delta(leak, torch.cat(deltas), proof, why)
 
-    def _peel(self, payload: Payload, weight: Tensor, bias: Tensor, proof: Proof | None) -> tuple[Taken, int, bool]:
-        """One client's images, how many neurons are left unread, and whether the images are on the 8-bit grid."""
-        block = payload.model.block
-        if self.eight_bit:
-            peeling = Peeling(block.bins, block.shape, weight, bias, split=self.split)
-            taken, left = peeling.run(), int(peeling.holds().sum())
-            # On the grid, what is left are crowded neurons. Off it nothing is read, or what is read by chance.
-            if len(taken.images) >= 0.05 * self.images_per_client or left < 2:
-                return taken, left, True
-        for judge in [proof.alone, None] if proof else [None]:
+    def sums(self, payload: Payload, updates: Updates) -> tuple[Tensor, Tensor]:
+        """Of each client's neurons the sums over their images of delta x, (K, n, d), and of delta, (K, n)."""
+        if updates.kind != "gradient":
+            raise ValueError(
+                f"{self.name} reads gradients (FedSGD), not {updates.kind}s of local steps; there take peeled_loki"
+            )
+        weight, bias = (updates.tensors[name] for name in self.reads)
+        return weight, bias
+
+    def proof(self, payload: Payload, updates: Updates) -> tuple[Proof | None, str]:
+        """What makes gradients anew, or None and the reason why that cannot be."""
+        try:
+            check_resynthesis(payload, updates)
+        except ValueError as error:
+            return None, str(error)
+        return Proof(payload, updates.protocol.batch_size), ""
+
+    def _peel(self, payload: Payload, weight: Tensor, bias: Tensor, proof: Proof | None) -> tuple[Taken, int, int]:
+        """One client's images, how many neurons are left unread, and how many images are not on the 8-bit grid."""
+        block, few = payload.model.block, 0.05 * self.images_per_client
+        peeling = Peeling(block.bins, block.shape, weight, bias, split=self.split, grid=self.eight_bit)
+        if not self.eight_bit:
+            peeling.split, peeling.judge = False, proof.alone if proof else None
+        taken = [peeling.run()]
+        on_grid = len(taken[0].images) if self.eight_bit else 0
+        if self.eight_bit and proof and peeling.holds().sum() >= 2:
+            # What is left are crowded neurons, or images that the client has interpolated, all of them or some.
+            rest = peeling.without_grid(proof.alone)
+            found = rest.run()
+            # A mixture's gradient is that of some label by chance, so often.
+            chance = rest.judged * 2 * proof.tolerance * payload.model.head.out_features
+            if len(found.images) >= max(3, 10 * chance):
+                peeling, taken = rest, [*taken, found]
+        if sum(len(part.images) for part in taken) < few and peeling.holds().sum() >= 2:
             # A clipped gradient is not what an image gives: then nothing is proved, and what is plausible is read.
-            peeling = Peeling(block.bins, block.shape, weight, bias, split=False, grid=False, judge=judge)
-            taken, left = peeling.run(), int(peeling.holds().sum())
-            if len(taken.images) >= 0.05 * self.images_per_client or left < 2:
-                break
-        return taken, left, False
+            rest = peeling.without_grid(None)
+            found = rest.run()
+            if len(found.images) >= few:
+                peeling, taken = rest, [*taken, found]
+        joined = Taken(*map(torch.cat, zip(*taken, strict=True)))
+        return joined, int(peeling.holds().sum()), len(joined.images) - on_grid
 
 
 class Proof(NamedTuple):
-    """Makes gradients of images anew through the model that was sent, to compare: see `certainty`."""
+    """Makes gradients of images anew through the model that was sent, to compare: see `certainty`.
+
+    A delta is `times` the gradient: 1, or the negative learning rate of local steps. `tolerance` is as in `compare`.
+    """
 
     payload: Payload
     batch_size: int
+    times: float = 1.0
+    tolerance: float = TOLERANCE
 
     def compare(self, images: Tensor, delta: Tensor) -> Certainty:
         """Flat images (M, d) or (M, C, H, W) in [0, 1] beside the delta (M,) that each is said to have."""
         images = images.view(-1, *self.payload.model.block.shape)
         gradients = gradients_anew(self.payload, images, self.batch_size)
-        return compare(gradients, delta.to(gradients))
+        return compare(gradients, delta.to(gradients) / self.times, tolerance=self.tolerance)
 
     def alone(self, images: Tensor, delta: Tensor) -> Tensor:
         """(M,) whether each image explains its neuron's delta, for some label."""
         return self.compare(images.clamp(0, 1), delta).certain.cpu()
-
-
-def _proof(payload: Payload, updates: Updates) -> tuple[Proof | None, str]:
-    """What makes gradients anew, or None and the reason why that cannot be."""
-    try:
-        check_resynthesis(payload, updates)
-    except ValueError as error:
-        return None, str(error)
-    return Proof(payload, updates.protocol.batch_size), ""
-
-
-@dataclass(eq=False)
-class Peeling:
-    """What is left in one client's neurons, while images are taken away.
-
-    `bins` and `shape` (C, H, W) are the attacker's, weight (n, d) and bias (n,) the client's gradient; everything is
-    computed in float64 on the CPU. Without the `grid` a neuron counts as one image's where it is in range and in its
-    bin, and `judge` agrees, which takes images (M, d) in [0, 1] and deltas (M,); images are then not rounded.
-    """
-
-    bins: ManyBins
-    shape: tuple[int, int, int]
-    weight: Tensor
-    bias: Tensor
-    split: bool = True
-    grid: bool = True
-    judge: Callable[[Tensor, Tensor], Tensor] | None = None
-    known: dict[bytes, int] = field(default_factory=dict)  # images taken, on the grid
-    pictures: list[Tensor] = field(default_factory=list)  # and off it
-    wave: int = 0
-
-    def __post_init__(self) -> None:
-        self.weight, self.bias = self.weight.double().cpu().clone(), self.bias.double().cpu().clone()
-        # Rounding of a neuron's sums is relative to the largest term in them.
-        self.largest = torch.maximum(self.bias.abs(), self.weight.abs().amax(1))
-        self.touched = torch.ones(len(self.bias), dtype=torch.bool)
-        self.tried = torch.zeros(len(self.bias), dtype=torch.bool)
-        self.vectors = torch.stack([part.vector for part in self.bins.parts]).double()
-        self.low = torch.cat([part.low for part in self.bins.parts]).double()
-        self.high = torch.cat([part.high for part in self.bins.parts]).double()
-        self.owner = torch.cat([torch.full((part.count,), i) for i, part in enumerate(self.bins.parts)])
-        self.found: list[Taken] = []
-
-    def run(self) -> Taken:
-        """Take away what can be read until nothing can."""
-        while True:
-            if self._take_lone():
-                self.wave += 1
-                continue
-            if not self.split or not self.grid or not self._take_pair():
-                break
-            self.wave += 1
-        if not self.found:
-            none = torch.zeros(0)
-            empty = torch.zeros(0, self.weight.shape[1], dtype=torch.float64)
-            return Taken(empty, none.double(), none.long(), none.long(), none.bool(), none.double())
-        return Taken(*map(torch.cat, zip(*self.found, strict=True)))
-
-    def holds(self) -> Tensor:
-        """(n,) which neurons still hold something beyond rounding."""
-        return self.weight.abs().amax(1).maximum(self.bias.abs()) > EMPTY * self.largest
-
-    def _noise(self, neurons: Tensor) -> Tensor:
-        """Standard deviation of dW / db by rounding, in grey levels, of each neuron."""
-        return LEVELS * UNIT_ROUNDOFF * self.largest[neurons] / self.bias[neurons].abs()
-
-    def _in_bin(self, images: Tensor, neurons: Tensor) -> Tensor:
-        """(M,) whether images (M, d), whole grey levels, are measured into these neurons' bins."""
-        measured = ((images.double() / LEVELS) * self.vectors[self.owner[neurons]]).sum(1)
-        slack = EDGE * self.vectors.abs().sum(1)[self.owner[neurons]]
-        return (measured >= self.low[neurons] - slack) & (measured <= self.high[neurons] + slack)
-
-    def _take_lone(self) -> bool:
-        """Take what neurons hold that one image is left in."""
-        neurons = (self.touched & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
-        self.touched[:] = False
-        if not len(neurons):
-            return False
-        levels = self.weight[neurons] / self.bias[neurons].unsqueeze(1) * LEVELS
-        images, noise = levels.round() if self.grid else levels, self._noise(neurons)
-        miss = (levels - images).pow(2).mean(1).sqrt()
-        good = miss <= (MISSES * noise).clamp_min(LEAST_MISS).clamp_max(0.1)
-        slack = 0.0 if self.grid else MISSES * noise + LEAST_MISS
-        good &= (images.amin(1) >= -slack) & (images.amax(1) <= LEVELS + slack)
-        good &= self._in_bin(images, neurons)
-        neurons, images, miss = neurons[good], images[good], miss[good]
-        if self.judge is not None and len(neurons):
-            sure = self.judge(images / LEVELS, self.bias[neurons])
-            neurons, images, miss = neurons[sure], images[sure], miss[sure]
-        doubt = (4 * miss).clamp_max(1) if self.grid or self.judge else torch.full_like(miss, 0.5)
-        return self._take(images / LEVELS, self.bias[neurons].clone(), neurons, split=False, doubt=doubt)
-
-    def _take_pair(self) -> bool:
-        """Split neurons of two, until one gives its images."""
-        neurons = (~self.tried & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
-        # Two are most often left where the least noise is; its order costs nothing.
-        for neuron in neurons[self._noise(neurons).argsort()].unsqueeze(1):
-            self.tried[neuron] = True
-            pairs = split_pairs(self.weight[neuron] / self.bias[neuron].unsqueeze(1), self.shape)
-            if not bool(pairs.found):
-                continue
-            both, twice = pairs.images[0].double(), neuron.expand(2)
-            if not bool(self._in_bin(both, twice).all()):
-                continue
-            delta = self.bias[neuron] * torch.stack([pairs.lam[0], 1 - pairs.lam[0]])
-            if self._take(both / LEVELS, delta, twice, split=True, doubt=pairs.doubt.expand(2)):
-                return True
-        return False
-
-    def _take(self, images: Tensor, delta: Tensor, neurons: Tensor, *, split: bool, doubt: Tensor) -> bool:
-        """Take images (M, d) in [0, 1] away from all their neurons; whether anything changed."""
-        bins, before, changed = (
-            self.bins.of(images.unflatten(1, self.shape)),
-            len(self.known) + len(self.pictures),
-            False,
-        )
-        for row, image in enumerate(images):
-            number = self._number(image)
-            if number is None:
-                self._remember(image)
-                # What is not proved may be a mixture, and is in no other neuron.
-                places = bins[row][bins[row] >= 0] if self.grid or self.judge else neurons[row : row + 1]
-                self._subtract(image, delta[row], places)
-                about = (torch.tensor([self.wave]), torch.tensor([split]), doubt[row : row + 1].double())
-                self.found.append(Taken(image.unsqueeze(0), delta[row : row + 1], neurons[row : row + 1], *about))
-            elif number >= before or split:  # in several neurons of this wave
-                continue
-            else:  # it lies on an edge: float32 put it into another bin than float64 did
-                self._subtract(image, delta[row], neurons[row : row + 1])
-            changed = True
-        return changed
-
-    def _number(self, image: Tensor) -> int | None:
-        """The number of an image that is known already, None for another."""
-        if self.grid:
-            return self.known.get(bytes((image * LEVELS).round().to(torch.uint8).numpy()))
-        if not self.pictures:
-            return None
-        distance, number = (torch.stack(self.pictures) - image).abs().amax(1).min(0)
-        return int(number) if distance < SAME else None
-
-    def _remember(self, image: Tensor) -> None:
-        if self.grid:
-            self.known[bytes((image * LEVELS).round().to(torch.uint8).numpy())] = len(self.known)
-        else:
-            self.pictures.append(image)
-
-    def _subtract(self, image: Tensor, delta: Tensor, neurons: Tensor) -> None:
-        self.weight[neurons] -= delta * image
-        self.bias[neurons] -= delta
-        self.largest[neurons] = self.largest[neurons].maximum(delta.abs())
-        self.touched[neurons], self.tried[neurons] = True, False
 
 
 def label_by_delta(leak: Leak, delta: Tensor, proof: Proof | None, why: str) -> Leak:
@@ -342,34 +204,6 @@ def label_by_delta(leak: Leak, delta: Tensor, proof: Proof | None, why: str) -> 
     if proof is None:
         return replace(leak, meta={**leak.meta, "unexplained": None, "why": why})
     found = proof.compare(leak.images, delta)
-    sure = (1 - found.error / (2 * TOLERANCE)).clamp(0, 1).float().cpu()
+    sure = (1 - found.error / (2 * proof.tolerance)).clamp(0, 1).float().cpu()
     meta = {**leak.meta, "unexplained": int((~found.certain).sum())}
     return replace(leak, labels=found.labels.cpu(), label_confidence=sure, meta=meta)
-
-
-def simulate_peeling(bins: Tensor, neurons: int, *, split: bool = True) -> Tensor:
-    """Which images peeling gives if all arithmetic were exact: of (N, m) bins, -1 for none, to (N,) bool.
-
-    The combinatorial counterpart of `Peeling`: nothing but which image lies in which neuron.
-    """
-    inside: list[set[int]] = [set() for _ in range(neurons)]
-    for image, places in enumerate(bins.tolist()):
-        for place in places:
-            if place >= 0:
-                inside[place].add(image)
-    taken = torch.zeros(len(bins), dtype=torch.bool)
-
-    def take(images: Sequence[int]) -> None:
-        for image in images:
-            taken[image] = True
-            for place in bins[image].tolist():
-                if place >= 0:
-                    inside[place].discard(image)
-
-    for most in (1, 2) if split else (1,):
-        while True:
-            ready = next((place for place in range(neurons) if 0 < len(inside[place]) <= most), None)
-            if ready is None:
-                break
-            take(list(inside[ready]))
-    return taken

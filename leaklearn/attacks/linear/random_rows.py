@@ -49,13 +49,16 @@ class TrapWeights(RandomRows):
     scale: float | None = None
     seed: int = 0  # of the rows
 
-    name = "trap_weights"
     source = 'Boenisch et al., "When the Curious Abandon Honesty", EuroS&P 2023, arXiv 2112.02918'
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scale is not None and not 0 < self.scale < 1:
             raise ValueError(f"scale is {self.scale}; trap weights need a value between 0 and 1, or None to fit it")
+
+    @property
+    def name(self) -> str:
+        return "trap_weights" + "_split" * self.split
 
     def block(self, public: ImageSet) -> LeakyBlock:
         flat = public.float().flatten(1).cpu()
@@ -115,7 +118,7 @@ class QuantileBiases(RandomRows):
 
     @property
     def name(self) -> str:
-        return f"qbi_{self.fit}"
+        return f"qbi_{self.fit}" + "_split" * self.split
 
     def block(self, public: ImageSet) -> LeakyBlock:
         info, size = public.info, math.prod(public.shape)

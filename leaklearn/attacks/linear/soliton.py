@@ -41,7 +41,7 @@ from leaklearn.attacks.linear.certainty import (
     label_gradients,
     layer_gradients,
 )
-from leaklearn.attacks.linear.peeled_bins import EMPTY, SAME
+from leaklearn.attacks.linear.residual import EMPTY, SAME
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import GRID_NOISE, LEVELS, OFF_GRID, verify
