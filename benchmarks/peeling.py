@@ -9,10 +9,14 @@ pairs: peeling_pairs.csv. Mixtures of two training images with random shares, ma
 how many are split, how many of those are wrong, milliseconds for a mixture.
 strangers: peeling_strangers.csv. Mixtures of three images, and of two that are off the 8-bit grid (shifted by half a
 pixel): how many are taken for a pair.
+three: peeling_three.csv. Mixtures of three images whose shares are given away, which no attacker has: how many triples
+of grey levels a pixel's value still leaves, by the rounding of the mixture.
 rounds: peeling_rounds.csv. One FedSGD round of 64 images a client: share of the images that are bit-exact, beside the
 simulation of the same bins with the same images, in which only where images fall decides; how many the attacker
 believes that are wrong; label accuracy; seconds a client.
 layer: peeling_layer.csv. The same for a layer of 1,000 neurons and one client with ever larger batches.
+sums: peeling_sums.csv. LOKI's blocks in a sum over all clients, after one step and after eight local ones: LOKI itself,
+and bins of several measurements.
 honest: peeling_honest.csv. The same for the first layer of a two-layer MLP of 1,000 neurons: as initialised, with
 soliton degrees, and with bins of several measurements in front. `inputs` tells whether the network takes pixels as they
 are, or normalises them, so that an honest neuron is activated by about half of the images.
@@ -23,6 +27,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from math import nan
 from time import perf_counter
 
 import pandas as pd
@@ -30,12 +35,14 @@ import torch
 from torch import Tensor, nn
 
 import leaklearn as ll
-from leaklearn.attacks import PeeledBins, PeeledLayer
+from leaklearn.attacks import Loki, PeeledBins, PeeledLayer, PeeledLoki
+from leaklearn.attacks.catalogue import make
 from leaklearn.attacks.linear.residual import simulate_peeling
 from leaklearn.attacks.linear.soliton import LAYERS, activates
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.data import Dataset
 from leaklearn.experiments.bench import Bench, Exchange
+from leaklearn.experiments.rounds import local_protocol
 from leaklearn.files import REPOSITORY, write_text
 from leaklearn.models import build
 
@@ -46,6 +53,11 @@ AT_ONCE = 500
 ALONE = ((4.0, 3, False), (2.0, 3, False), (4.0, 1, True), (2.0, 1, True), (1.0, 1, True))
 ROUNDS = (*ALONE, (4.0, None, True), (2.0, None, True), (1.0, None, True), (0.75, None, True))
 """Neurons an image, measurements (None: the attack's own choice), whether neurons of two are split."""
+SUMS = (("loki", 4.0), ("peeled_loki", 4.0), ("peeled_loki", 2.0), ("peeled_loki", 1.0), ("peeled_loki", 0.75))
+"""Attacks on sums, neurons an image."""
+PARTS = ["pairs", "strangers", "three", "rounds", "layer", "sums", "honest"]
+PIXELS = 64
+"""Of a mixture of three that are looked at."""
 BATCHES = (64, 128, 256, 512, 900, 1500, 1700)
 
 
@@ -102,6 +114,45 @@ def strangers(data: Dataset, count: int) -> list[dict]:
         rows.append({**row, "milliseconds": 1000 * seconds / count})
         print(rows[-1], flush=True)
     return rows
+
+
+def three(data: Dataset, count: int) -> list[dict]:
+    """What is left to tell apart once the shares of three images are known."""
+    rows = []
+    grey = torch.arange(256, dtype=torch.float64)
+    for noise in (0.0, 1e-7, 1e-6, 5e-6, 2e-5):
+        left: list[int] = []
+        for start, (_, images) in enumerate(mixtures(data, count, 3, 3)):
+            generator = torch.Generator().manual_seed(start)
+            for three_images in images:
+                shares = torch.rand(3, generator=generator, dtype=torch.float64)
+                shares /= shares.sum()
+                some = torch.randint(images.shape[2], (PIXELS,), generator=generator)
+                value = shares @ three_images[:, some]
+                for pixel in value + noise * torch.randn(PIXELS, generator=generator, dtype=torch.float64):
+                    third = (pixel - shares[0] * grey.view(-1, 1) - shares[1] * grey) / shares[2]
+                    near = (third - third.round()).abs() * shares[2] <= max(6 * noise, 1e-9)
+                    left.append(int((near & (third.round() >= 0) & (third.round() <= 255)).sum()))
+        counts = torch.tensor(left, dtype=torch.float64)
+        row = {"dataset": data.name, "noise": noise, "pixels": len(left), "triples": float(counts.mean())}
+        rows.append(row | {"single": float((counts == 1).double().mean())})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def one_sum(data: Dataset, attack: Loki | PeeledLoki, clients: int, steps: int, seed: int) -> dict:
+    """One round under secure aggregation; shares of all images."""
+    bench, size = Bench(data, "lenet", progress=False), attack.images_per_client
+    protocol = local_protocol(size, steps, 0.01)
+    found = bench.exchange(attack, seed, bench.clients(clients, size, seed), protocol, secure=True)
+    score = found.score
+    row = {"dataset": data.name, "seed": seed, "attack": attack.name, "fc_factor": attack.fc_factor, "clients": clients}
+    row |= {"local_steps": steps, "leak_rate": score.leak_rate, "wrong": score.false_positives}
+    labels = found.leak.labels
+    row |= {"label_accuracy": nan if labels is None else float((labels == score.true_labels).double().mean())}
+    row |= {"seconds_per_client": found.seconds / clients}
+    print(row, flush=True)
+    return row
 
 
 def one_round(data: Dataset, attack: PeeledBins, clients: int, seed: int) -> dict:
@@ -174,15 +225,20 @@ def main() -> None:
     parser.add_argument("--mixtures", type=int, default=1000, help="of each kind and noise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="of the parts layer and honest")
-    parser.add_argument("--parts", nargs="+", default=["pairs", "strangers", "rounds", "layer", "honest"])
+    parser.add_argument("--parts", nargs="+", default=PARTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[dict]] = {part: [] for part in options.parts}
     for name in options.datasets:
         data = ll.load(name)
         for part in options.parts:
-            if part in ("pairs", "strangers"):
-                found[part] += {"pairs": pairs, "strangers": strangers}[part](data, options.mixtures)
+            if part in (without_seeds := {"pairs": pairs, "strangers": strangers, "three": three}):
+                found[part] += without_seeds[part](data, options.mixtures)
+            for seed in options.seeds if part == "sums" else []:
+                for steps in (1, 8):
+                    for attack, factor in SUMS:
+                        attacked = make(attack, fc_factor=factor, images_per_client=64)
+                        found[part].append(one_sum(data, attacked, options.clients, steps, seed))
             for seed in options.seeds if part == "rounds" else []:
                 for factor, measurements, split in ROUNDS:
                     attack = PeeledBins(factor, 64, measurements=measurements, split=split)

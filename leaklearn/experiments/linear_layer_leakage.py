@@ -17,6 +17,7 @@ from leaklearn.attacks.linear import PeeledBins
 from leaklearn.attacks.linear.base import LinearLeakage
 from leaklearn.attacks.linear.bins import ManyBins
 from leaklearn.attacks.linear.residual import Peeling, simulate_peeling
+from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.evaluation import Truth, score
 from leaklearn.evaluation.closed_forms import expected_in_bins, expected_leak_rate, expected_over_rounds
 from leaklearn.experiments.bench import READABLE_DB, Bench, Exchange
@@ -122,6 +123,33 @@ def _simulated(bench: Bench, each: Round, bins: ManyBins, draws: int = 40) -> fl
 
 
 @dataclass(frozen=True, eq=False)
+class Mixture:
+    """What a neuron of two images holds, and what becomes of it.
+
+    Attributes
+    ----------
+    mixed : Tensor
+        (C, H, W) dW / db, in units of the [0, 1] range.
+    images : Tensor or None
+        (2, C, H, W) uint8, the two images that came out; None where it could not be split.
+    share : float
+        lam, of the first one; NaN without images.
+    """
+
+    mixed: Tensor
+    images: Tensor | None
+    share: float
+
+    @classmethod
+    def of(cls, mixed: Tensor) -> Mixture:
+        """Split a mixture (C, H, W)."""
+        pairs = split_pairs(mixed.flatten().unsqueeze(0), tuple(mixed.shape))
+        if not bool(pairs.found):
+            return cls(mixed, None, nan)
+        return cls(mixed, pairs.images[0].unflatten(1, tuple(mixed.shape)), float(pairs.lam))
+
+
+@dataclass(frozen=True, eq=False)
 class Course:
     """How one client's images were peeled.
 
@@ -135,6 +163,8 @@ class Course:
         (M, C, H, W) taken images in [0, 1], (M,) the wave each was taken in, (M,) whether from a neuron of two.
     attacked : int
         Images of the client.
+    mixture : Mixture or None
+        What one neuron of two held, where there is one that could be split.
     """
 
     shares: tuple[int, ...]
@@ -143,6 +173,7 @@ class Course:
     wave: Tensor
     split: Tensor
     attacked: int
+    mixture: Mixture | None
 
 
 def peel_one(bench: Bench, attack: PeeledBins, seed: int) -> Course:
@@ -159,7 +190,9 @@ def peel_one(bench: Bench, attack: PeeledBins, seed: int) -> Course:
         gone = mine[taken.wave == wave]
         left.append(left[-1] - torch.bincount(gone[gone >= 0], minlength=block.bins.count))
     images = taken.images.unflatten(1, block.shape).float()
-    return Course(attack.shares, torch.stack(left), images, taken.wave, taken.split, len(places))
+    tried = (Mixture.of((weight[i].double() / bias[i]).view(block.shape)) for i in (counts == 2).nonzero().flatten())
+    mixture = next((each for each in tried if each.images is not None), None)
+    return Course(attack.shares, torch.stack(left), images, taken.wave, taken.split, len(places), mixture)
 
 
 @dataclass(frozen=True)
@@ -270,7 +303,9 @@ def measure_returning(bench: Bench, settings: Sequence[ReturningClients]) -> pd.
 
 
 def measure_honest(bench: Bench, batch_sizes: dict[str, Sequence[int]], *, width: int = 512) -> pd.DataFrame:
-    """Attacks that only read (SPEAR) on an untrained, honest MLP; one client in each case.
+    """Attacks on the first layer of an untrained MLP: SPEAR only reads it, soliton degrees change its biases.
+
+    One client in each case.
 
     Parameters
     ----------
@@ -286,7 +321,10 @@ def measure_honest(bench: Bench, batch_sizes: dict[str, Sequence[int]], *, width
         0..1), psnr and psnr_median (of the leaked, dB), seconds (the attacker's), exact (share of the images at 60 dB
         or more, 0..1), false_positives, width.
     """
-    cases = [(make(name, **SPEAR_LIMITS.get(name, {})), size) for name, sizes in batch_sizes.items() for size in sizes]
+    def attack(name: str, size: int) -> Any:
+        return make(name, **(SPEAR_LIMITS.get(name, {}) if name.startswith("spear") else {"images_per_client": size}))
+
+    cases = [(attack(name, size), size) for name, sizes in batch_sizes.items() for size in sizes]
 
     def measure(case: tuple[Any, int], seed: int) -> dict[str, Any]:
         attack, size = case

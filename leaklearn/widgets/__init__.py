@@ -3,7 +3,7 @@
 from leaklearn.widgets.defences import explore_defence
 from leaklearn.widgets.inversion import compare_attacks, scrub_iterations
 from leaklearn.widgets.label_matching import explore_matching
-from leaklearn.widgets.linear_layer_leakage import explore_layer
+from leaklearn.widgets.linear_layer_leakage import explore_layer, explore_pair, explore_peeling
 from leaklearn.widgets.overview import explore_clients
 from leaklearn.widgets.reconstruction_quality import explore_quality
 from leaklearn.widgets.semi_supervised import explore_labelling
@@ -15,6 +15,8 @@ __all__ = [
     "explore_labelling",
     "explore_layer",
     "explore_matching",
+    "explore_pair",
+    "explore_peeling",
     "explore_quality",
     "scrub_iterations",
 ]
