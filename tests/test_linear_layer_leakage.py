@@ -3,11 +3,12 @@
 import math
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from tiny import image_set
 
-from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
+from leaklearn.attacks import Loki, PeeledBins, RobbingTheFed, TrapWeights
 from leaklearn.attacks.catalogue import make
 from leaklearn.attacks.linear import AdaptiveBins
 from leaklearn.data import load
@@ -18,6 +19,7 @@ from leaklearn.experiments.bench import Bench
 from leaklearn.experiments.linear_layer_leakage import ReturningClients
 from leaklearn.experiments.rounds import Round, local_protocol
 from leaklearn.federated import FedAvg, FedSGD
+from leaklearn.report.figures_leakage import lattice
 from leaklearn.report.tables import check_keys
 
 
@@ -29,6 +31,30 @@ def bench():
 @pytest.fixture(scope="module")
 def tiny():
     return Bench(Dataset(image_set(120), image_set(60, seed=1)), "lenet", seeds=(0, 1), progress=False)
+
+
+def test_the_mixture_that_is_shown_is_of_one_neuron_of_two(bench):
+    mixture = leakage.peel_one(bench, PeeledBins(1.0, 48), 0).mixture
+    assert mixture.images.shape == (2, 1, 28, 28)
+    made = mixture.share * mixture.images[0].double() + (1 - mixture.share) * mixture.images[1].double()
+    assert float((255 * mixture.mixed - made).abs().max()) < 1e-3
+    assert 0 < mixture.apart < 0.25
+    assert lattice(mixture).axes[0].get_title() == "a neuron holds"
+    noise = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+    assert "not split" in lattice(leakage.Mixture.of(noise)).axes[2].texts[0].get_text()
+    plt.close("all")
+
+
+def test_peeled_sums_of_local_steps_follow_their_simulation(bench):
+    attack = make("peeled_loki", fc_factor=1.0, images_per_client=32)
+    rounds = [Round(attack, local_protocol(32, steps, 0.01), 3, secure=True) for steps in (1, 4)]
+    table = leakage.measure_rounds(bench, rounds)
+    assert table["protocol"].tolist() == ["fedsgd+secagg", "fedavg+secagg"] * 2
+    assert (table["leak_rate"] > 0.9).all()
+    for column in ("expected_leak_rate", "expected_in_bins"):
+        assert (table["leak_rate"] - table[column]).abs().max() < 0.1
+    assert table["false_positives"].eq(0).all()
+    assert math.isnan(Round(PeeledBins(4.0, 32), local_protocol(32, 4, 0.01)).expected_leak_rate)
 
 
 def test_rounds_have_a_row_for_each_setting_and_seed(bench):

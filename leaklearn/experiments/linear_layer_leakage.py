@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, combinations
 from math import isnan, nan
 from typing import Any
 
@@ -140,6 +140,12 @@ class Mixture:
     images: Tensor | None
     share: float
 
+    @property
+    def apart(self) -> float:
+        """Least distance between the first multiples of lam, folded to [0, 1/2] by the distance to a whole number."""
+        folded = [abs(k * self.share - round(k * self.share)) for k in (1, 2, 3)]
+        return min(abs(a - b) for a, b in combinations([0.0, 0.5, *folded], 2))
+
     @classmethod
     def of(cls, mixed: Tensor) -> Mixture:
         """Split a mixture (C, H, W)."""
@@ -164,7 +170,7 @@ class Course:
     attacked : int
         Images of the client.
     mixture : Mixture or None
-        What one neuron of two held, where there is one that could be split.
+        What one neuron of two held, where there is one that could be split: that whose lattice is the easiest to see.
     """
 
     shares: tuple[int, ...]
@@ -191,7 +197,7 @@ def peel_one(bench: Bench, attack: PeeledBins, seed: int) -> Course:
         left.append(left[-1] - torch.bincount(gone[gone >= 0], minlength=block.bins.count))
     images = taken.images.unflatten(1, block.shape).float()
     tried = (Mixture.of((weight[i].double() / bias[i]).view(block.shape)) for i in (counts == 2).nonzero().flatten())
-    mixture = next((each for each in tried if each.images is not None), None)
+    mixture = max((each for each in tried if each.images is not None), key=lambda each: each.apart, default=None)
     return Course(attack.shares, torch.stack(left), images, taken.wave, taken.split, len(places), mixture)
 
 
@@ -321,6 +327,7 @@ def measure_honest(bench: Bench, batch_sizes: dict[str, Sequence[int]], *, width
         0..1), psnr and psnr_median (of the leaked, dB), seconds (the attacker's), exact (share of the images at 60 dB
         or more, 0..1), false_positives, width.
     """
+
     def attack(name: str, size: int) -> Any:
         return make(name, **(SPEAR_LIMITS.get(name, {}) if name.startswith("spear") else {"images_per_client": size}))
 

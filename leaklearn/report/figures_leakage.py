@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from leaklearn.attacks.linear.unmix import differences
 from leaklearn.experiments.linear_layer_leakage import Course, Mixture
 from leaklearn.leaks import Leak
 from leaklearn.report.names import PALETTE, PAPER_COLOUR
@@ -83,23 +83,22 @@ def peeling(course: Course, columns: int = 16, most: int = 64) -> Figure:
     return fig
 
 
-def lattice(mixture: Mixture, multiples: int = 5) -> Figure:
-    """A mixture of two images, the piles of its neighbours' differences at multiples of their share, and the images."""
+def lattice(mixture: Mixture, multiples: int = 3) -> Figure:
+    """A mixture of two images, the piles of its pixels' differences at multiples of their share, and the images."""
     fig, (first, middle, *last) = plt.subplots(1, 4, figsize=(9.5, 2.6), width_ratios=[1, 2.6, 1, 1])
     draw_image(mixture.mixed, first, "a neuron holds")
-    levels = 255 * mixture.mixed.double()
-    steps = torch.cat([levels.diff(dim=axis).flatten() for axis in (1, 2)])
+    steps = differences(255 * mixture.mixed.double().flatten(), tuple(mixture.mixed.shape))
     parts = (steps - steps.round()).abs()
     parts = parts[parts > 1e-3].numpy()  # two neighbours of which both images are flat tell nothing
     middle.hist(parts, bins=np.linspace(0, 0.5, 251), color=PALETTE["blue"])
-    middle.set(xlim=(0, 0.5), xlabel="distance of differences to the next whole grey level", ylabel="neighbours")
+    middle.set(xlim=(0, 0.5), xlabel="distance of a difference to a whole grey level", ylabel="pairs of pixels")
     if mixture.images is not None:
         places = [abs(k * mixture.share - round(k * mixture.share)) for k in range(1, multiples + 1)]
         for k, place in enumerate(places, 1):
             middle.axvline(place, color=PALETTE["vermilion"], linestyle=":", linewidth=1)
-            middle.annotate(f"{k}λ" if k > 1 else "λ", (place, 1.0), xycoords=("data", "axes fraction"), ha="center",
+            middle.annotate(f"{k}λ" if k > 1 else "λ", (place, 1.01), xycoords=("data", "axes fraction"), ha="center",
                             va="bottom", fontsize="small", color=PALETTE["vermilion"])  # fmt: skip
-        middle.set_title(f"λ = {mixture.share:.5f}\n", fontsize="small", loc="right")
+        middle.set_xlabel(f"distance of a difference to a whole grey level; λ = {mixture.share:.5f}")
     for ax, which in zip(last, range(2), strict=True):
         ax.axis("off")
         if mixture.images is not None:
@@ -109,5 +108,4 @@ def lattice(mixture: Mixture, multiples: int = 5) -> Figure:
             ax.text(
                 0.0, 0.5, "not split:\nnothing is returned\nthat is not proved", transform=ax.transAxes, va="center"
             )
-    fig.tight_layout()
     return fig

@@ -62,7 +62,7 @@ _NAMES: dict[str, Name] = {
     "robbing_the_fed_split": Name("Robbing the Fed, neurons of two split (ours)", _SKY, "d"),
     "trap_weights_split": Name("trap weights, neurons of two split (ours)", _ORANGE, "d"),
     "qbi_quantiles_split": Name("QBI, quantiles, neurons of two split (ours)", _PURPLE, "d"),
-    "peeled_loki": Name("LOKI's blocks of several measurements, peeled (ours)", _VERMILION, "P"),
+    "peeled_loki": Name("LOKI's blocks of several measurements, peeled (ours)", _PURPLE, "P"),
     "peeled_bins_unsplit": Name("peeled without splitting (ours)", _PURPLE, "h"),
     "peeled_honest": Name("honest first layer, peeled", _BLUE, "s"),
     "soliton_free": Name("soliton degrees without data, peeled", _SKY, "p"),

@@ -88,7 +88,8 @@ def explore_peeling(
     def course(factor: float, count: int, split: bool) -> Course:
         return peel_one(bench, PeeledBins(factor, images_per_client, measurements=count, split=split), seed)
 
-    factor, count = choices("neurons an image", fc_factors, 1.0), choices("measurements", measurements, 2)
+    factor = choices("neurons an image", fc_factors, fc_factors[len(fc_factors) // 4])
+    count = choices("measurements", measurements, measurements[len(measurements) // 3])
     split = choices("split neurons of two", [("no", False), ("yes", True)], True)
 
     def view() -> tuple[str, Figure]:

@@ -93,14 +93,7 @@ def _split(mixture: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor
     """One mixture (d,) in grey levels: a, b, lam, doubt; None where it cannot be split for certain."""
     if not mixture.isfinite().all():
         return None
-    picture = mixture.view(shape)
-    steps = [picture.diff(dim=axis).flatten() for axis in (1, 2)]
-    # Strokes on black: few neighbours differ by little, but pixels of one image alone are as many steps of lam apart.
-    drawn = mixture[_distance(mixture).abs() > NEAR_WHOLE].sort().values
-    if len(drawn) < FEW:
-        steps += [drawn[lag:] - drawn[:-lag] for lag in (1, 2, 3)]
-    steps = torch.cat(steps)
-    tried = []
+    steps, tried = differences(mixture, shape), []
     for part in _piles(steps):
         if any(abs(part - one) < PILE for one in tried):
             continue
@@ -111,6 +104,17 @@ def _split(mixture: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor
         if len(tried) == TRIES:
             break
     return None
+
+
+def differences(mixture: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Differences of a mixture's pixels (d,) that pile up at small multiples of lam modulo 1, in grey levels."""
+    picture = mixture.view(shape)
+    steps = [picture.diff(dim=axis).flatten() for axis in (1, 2)]
+    # Strokes on black: few neighbours differ by little, but pixels of one image alone are as many steps of lam apart.
+    drawn = mixture[_distance(mixture).abs() > NEAR_WHOLE].sort().values
+    if len(drawn) < FEW:
+        steps += [drawn[lag:] - drawn[:-lag] for lag in (1, 2, 3)]
+    return torch.cat(steps)
 
 
 def _distance(values: Tensor) -> Tensor:
