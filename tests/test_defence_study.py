@@ -37,7 +37,7 @@ PLAN = DefendedFederation(
 )  # fmt: skip
 STRENGTH = {
     "clip": [0.1], "dp_sgd": [0.01, 100.0], "client_noise": [0.1], "top_k": [0.1], "sign": [1], "quantise": [8],
-    "soteria": [0.5], "dither": [0.5], "shift": [1.0],
+    "half": [1], "soteria": [0.5], "dither": [0.5], "shift": [1.0],
     "larger_batch": [2], "local_steps": [4], "secure_aggregation": [2], "detection": [1],
 }  # fmt: skip
 

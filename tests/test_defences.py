@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tiny import image_set
 
 from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
+from leaklearn.attacks.linear.base import roundoff
 from leaklearn.attacks.linear.defended import Wiener, reconstruct_defended
 from leaklearn.data import load
 from leaklearn.evaluation import Truth, score
@@ -19,6 +20,7 @@ from leaklearn.federated import (
     FedAvg,
     FedSGD,
     GaussianNoise,
+    HalfPrecision,
     Payload,
     PrivateSGD,
     Quantise,
@@ -122,6 +124,19 @@ def test_sign_sends_signs_and_a_scale(payload, plain):
     for name, value in plain.tensors.items():
         for row, got in zip(value, sent.tensors[name], strict=True):
             assert torch.allclose(got, torch.sign(row) * row.abs().mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_half_precision_rounds_by_its_significant_bits(payload, plain, kind, error):
+    sent = defended(payload, HalfPrecision(kind))
+    for name, value in plain.tensors.items():
+        mine = sent.tensors[name]
+        assert mine.dtype == value.dtype
+        assert (mine - value).abs().le(error * value.abs() + 3e-8).all()
+        assert roundoff(mine) >= error  # as an attacker sees it
+        assert roundoff(value) == 2.0**-24
+    with pytest.raises(ValueError, match="unknown kind 'float8'"):
+        HalfPrecision("float8")
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -198,3 +198,12 @@ def test_other_attacks_split_neurons_of_two_as_well(name, more):
 def test_adaptive_bins_split_nothing():
     with pytest.raises(ValueError, match="split is True"):
         ll.attacks.AdaptiveBins(split=True)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("float16", 0.8), ("bfloat16", 0.3)])
+def test_updates_of_16_bits_are_read_by_their_own_precision(mnist5k, kind, least):
+    bench, defence = Bench(mnist5k, "lenet", progress=False), ll.federated.HalfPrecision(kind)
+    found = bench.exchange(PeeledBins(4.0, 32), 0, bench.clients(3, 32, 0), ll.FedSGD(32), defence=defence)
+    whole = bench.exchange(PeeledBins(4.0, 32), 0, bench.clients(3, 32, 0), ll.FedSGD(32))
+    assert whole.score.leak_rate > found.score.leak_rate >= least
+    assert found.score.false_positives == 0

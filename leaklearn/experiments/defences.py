@@ -61,6 +61,8 @@ class Outcome:
         (E, C, H, W) in [0, 1]: the first client's first images and what was made of them, gray where nothing was.
     decibel : list of float
         (E,) dB of these pairs, NaN where nothing was made.
+    off_grid : int
+        Clients whose images were read without the 8-bit grid, since they are not on it.
     """
 
     leak: Leak | None
@@ -71,6 +73,7 @@ class Outcome:
     truth: Tensor | None = None
     found: Tensor | None = None
     decibel: Sequence[float] = ()
+    off_grid: int = 0
 
     @classmethod
     def of(cls, exchanges: Sequence[Exchange]) -> Outcome:
@@ -90,7 +93,8 @@ class Outcome:
             else:
                 leaked, attacked = leaked + exchange.score.leaked, attacked + exchange.score.attacked
             pictures = pictures or _pictures(exchange, leak, psnrs[0], true)
-        return cls(merge(leaks), torch.cat(psnrs), attacked, leaked / attacked, 0.0, *pictures)
+        off_grid = sum(exchange.leak.meta.get("off_grid", 0) for exchange in exchanges)
+        return cls(merge(leaks), torch.cat(psnrs), attacked, leaked / attacked, 0.0, *pictures, off_grid=off_grid)
 
 
 def _pictures(exchange: Exchange, leak: Leak, decibels: Tensor, true: Tensor) -> tuple[Tensor, Tensor, list[float]]:
@@ -147,9 +151,9 @@ class DefenceStudy:
     table : DataFrame
         The table `defences`: dataset, seed, defence, strength, attack, leak_rate (0..1, at 20 dB), psnr (dB, mean over
         the reconstructions), accuracy_of_leak and accuracy_of_federation (0..1); then psnr_median, attacked_images,
-        images (trained on), refusing (share of the clients that do not answer), epsilon (for all rounds that the most
-        often drawn client of any seed took part in), epsilon_round (for one) and delta. An empty leak has the accuracy
-        of guessing.
+        images (trained on), refusing (share of the clients that do not answer), off_grid (clients whose images were
+        read without the 8-bit grid), epsilon (for all rounds that the most often drawn client of any seed took part
+        in), epsilon_round (for one) and delta. An empty leak has the accuracy of guessing.
     outcomes : dict
         The first seed's, by (case, attack).
     false_alarms : float
@@ -201,6 +205,7 @@ def study_defences(bench: Bench, plan: DefendedFederation, cases: Sequence[Case]
             row |= {"psnr": float(outcome.psnr.mean()) if some else nan, "accuracy_of_leak": work.worth(outcome)}
             row |= {"accuracy_of_federation": accuracy, "psnr_median": float(outcome.psnr.median()) if some else nan}
             row |= {"attacked_images": outcome.attacked, "images": len(outcome.psnr), "refusing": outcome.refusing}
+            row |= {"off_grid": outcome.off_grid}
             rows.append(row)
             if seed == bench.seeds[0]:
                 outcomes[case, attack] = outcome

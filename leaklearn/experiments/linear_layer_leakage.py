@@ -75,7 +75,8 @@ def measure_rounds(bench: Bench, rounds: Sequence[Round]) -> pd.DataFrame:
         closed form for bins of equal mass, and expected_in_bins, that for the masses that the training images really
         have in them (both 0..1, NaN where there is none); standard_error of leak_rate over the clients (NaN for one,
         and for clients that share bins); psnr and psnr_median of the leaked (dB); seconds (the attacker's); then
-        reconstructions, false_positives and duplicates (counts).
+        reconstructions, false_positives, duplicates and off_grid (counts; the last of clients whose images were read
+        without the 8-bit grid, since they are not on it).
     """
     in_bins = {each: expected_in_these_bins(bench, each) for each in rounds}
 
@@ -85,7 +86,8 @@ def measure_rounds(bench: Bench, rounds: Sequence[Round]) -> pd.DataFrame:
         row = {**each.describe(), "leak_rate": summary["leak_rate"], "expected_leak_rate": each.expected_leak_rate}
         row |= {"expected_in_bins": in_bins[each], "standard_error": _standard_error(found, each)}
         row |= {"psnr": summary["psnr_mean"], "psnr_median": summary["psnr"], "seconds": found.seconds}
-        return row | {name: summary[name] for name in ("reconstructions", "false_positives", "duplicates")}
+        row |= {name: summary[name] for name in ("reconstructions", "false_positives", "duplicates")}
+        return row | {"off_grid": found.leak.meta.get("off_grid", 0)}
 
     return bench.rows(rounds, measure, "attacks")
 

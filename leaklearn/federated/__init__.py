@@ -3,6 +3,7 @@
 from leaklearn.federated.clients import Client, draw_batches, gather, make_clients, respond, round_truth
 from leaklearn.federated.defences import Clip, Defence, Dither, GaussianNoise, Quantise, Sign, SubpixelShift, TopK
 from leaklearn.federated.exchange import Payload, PersonalPayload, Updates, secure_sum
+from leaklearn.federated.half import HalfPrecision
 from leaklearn.federated.private import PrivateSGD
 from leaklearn.federated.protocols import Draw, FedAvg, FedSGD
 from leaklearn.federated.server import Federation, Server, federate
@@ -18,6 +19,7 @@ __all__ = [
     "FedSGD",
     "Federation",
     "GaussianNoise",
+    "HalfPrecision",
     "Payload",
     "PersonalPayload",
     "PrivateSGD",

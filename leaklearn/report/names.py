@@ -136,6 +136,7 @@ _NAMES: dict[str, Name] = {
     "top_k": Name("top-k", _ORANGE, "o"),
     "sign": Name("signs only", _ORANGE, "D"),
     "quantise": Name("quantised", _ORANGE, "s"),
+    "half": Name("16-bit floats", _SKY, "p"),
     "soteria": Name("Soteria", _PURPLE, "o"),
     "larger_batch": Name("larger batch", _GREEN, "o"),
     "local_steps": Name("local steps", _GREEN, "s"),

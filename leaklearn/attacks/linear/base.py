@@ -180,6 +180,17 @@ class LinearLeakage(ABC):
         return replace(leak, meta={**meta, "clients": len(updates), "accepted": len(leak), **about})
 
 
+def roundoff(values: Tensor) -> float:
+    """Relative rounding error of an update's values, by the precision that they all have: of 16 bits, or of float32."""
+    flat = values.flatten()
+    some = flat[:: max(1, len(flat) // 4096)]
+    for kind, error in ((torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)):
+        # A few values mostly tell; where they are zeros, for example, all must.
+        if all(bool((part.to(kind).to(part.dtype) == part).all()) for part in (some, flat)):
+            return error
+    return UNIT_ROUNDOFF
+
+
 def groups(updates: Updates, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of fc1's update (K, n, d), in parts to be looked at in one go; and whose they are, -1 for a sum."""
     clients = (updates.clients if len(weight) == len(updates.clients) else torch.tensor([-1])).to(weight.device)
@@ -208,4 +219,4 @@ def exact_ratio(weight: Tensor, bias: Tensor, input_scale: float = 1.0, *, large
     row, neuron = (bias.abs() > UNIT_ROUNDOFF * largest).nonzero(as_tuple=True)
     divisor = bias[row, neuron]
     images = weight[row, neuron] / (divisor * input_scale).unsqueeze(1)
-    return Candidates(row, neuron, images, UNIT_ROUNDOFF * largest[row, 0] / divisor.abs())
+    return Candidates(row, neuron, images, roundoff(weight) * largest[row, 0] / divisor.abs())

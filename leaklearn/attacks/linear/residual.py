@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.base import UNIT_ROUNDOFF
+from leaklearn.attacks.linear.base import roundoff
 from leaklearn.attacks.linear.bins import ManyBins
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import LEVELS
 
-EMPTY = 64 * UNIT_ROUNDOFF
-"""Share of the largest delta that a neuron has held below which what is left in it is rounding."""
+EMPTY = 64.0
+"""Rounding errors of the largest delta that a neuron has held, below which what is left in it is rounding."""
 MISSES = 8.0
 """Standard deviations of rounding that the pixels of a lone image may be off the grid, root mean square."""
 LEAST_MISS = 2e-3
@@ -59,6 +59,7 @@ class Peeling:
     wave: int = 0
 
     def __post_init__(self) -> None:
+        self.roundoff = roundoff(self.weight)
         self.weight, self.bias = self.weight.double().cpu().clone(), self.bias.double().cpu().clone()
         # Rounding of a neuron's sums is relative to the largest term in them.
         self.largest = torch.maximum(self.bias.abs(), self.weight.abs().amax(1))
@@ -88,17 +89,17 @@ class Peeling:
     def without_grid(self, judge: Callable[[Tensor, Tensor], Tensor] | None) -> Peeling:
         """What goes on with the neurons as they are now, and takes images off the grid."""
         rest = Peeling(self.bins, self.shape, self.weight, self.bias, split=False, grid=False, judge=judge)
-        rest.largest, rest.wave = self.largest.clone(), self.wave
+        rest.largest, rest.wave, rest.roundoff = self.largest.clone(), self.wave, self.roundoff
         rest.pictures = [*self.pictures, *(image for part in self.found for image in part.images)]
         return rest
 
     def holds(self) -> Tensor:
         """(n,) which neurons still hold something beyond rounding."""
-        return self.weight.abs().amax(1).maximum(self.bias.abs()) > EMPTY * self.largest
+        return self.weight.abs().amax(1).maximum(self.bias.abs()) > EMPTY * self.roundoff * self.largest
 
     def _noise(self, neurons: Tensor) -> Tensor:
         """Standard deviation of dW / db by rounding, in grey levels, of each neuron."""
-        return LEVELS * UNIT_ROUNDOFF * self.largest[neurons] / self.bias[neurons].abs()
+        return LEVELS * self.roundoff * self.largest[neurons] / self.bias[neurons].abs()
 
     def _in_bin(self, images: Tensor, neurons: Tensor) -> Tensor:
         """(M,) whether images (M, d), whole grey levels, are measured into these neurons' bins."""
@@ -108,7 +109,7 @@ class Peeling:
 
     def _take_lone(self) -> bool:
         """Take what neurons hold that one image is left in."""
-        neurons = (self.touched & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
+        neurons = (self.touched & (self.bias.abs() > EMPTY * self.roundoff * self.largest)).nonzero().flatten()
         self.touched[:] = False
         if not len(neurons):
             return False
@@ -129,7 +130,7 @@ class Peeling:
 
     def _take_pair(self) -> bool:
         """Split neurons of two, until one gives its images."""
-        neurons = (~self.tried & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
+        neurons = (~self.tried & (self.bias.abs() > EMPTY * self.roundoff * self.largest)).nonzero().flatten()
         # Two are most often left where the least noise is; its order costs nothing.
         for neuron in neurons[self._noise(neurons).argsort()].unsqueeze(1):
             self.tried[neuron] = True

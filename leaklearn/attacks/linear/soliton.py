@@ -217,11 +217,11 @@ class LayerPeeling:
 
     def holds(self) -> Tensor:
         """(n,) which neurons still hold something beyond rounding."""
-        return self.weight.abs().amax(1).maximum(self.bias.abs()) > EMPTY * self.largest
+        return self.weight.abs().amax(1).maximum(self.bias.abs()) > EMPTY * UNIT_ROUNDOFF * self.largest
 
     def _take_lone(self) -> bool:
         """Take what neurons hold that one image is left in."""
-        neurons = (self.touched & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
+        neurons = (self.touched & (self.bias.abs() > EMPTY * UNIT_ROUNDOFF * self.largest)).nonzero().flatten()
         self.touched[:] = False
         images = self.weight[neurons] / self.bias[neurons].unsqueeze(1)
         noise = UNIT_ROUNDOFF * self.largest[neurons] / self.bias[neurons].abs()
@@ -231,7 +231,7 @@ class LayerPeeling:
 
     def _take_pair(self) -> bool:
         """Split neurons of two, until one gives its images: first where few of the known images were."""
-        neurons = (~self.tried & (self.bias.abs() > EMPTY * self.largest)).nonzero().flatten()
+        neurons = (~self.tried & (self.bias.abs() > EMPTY * UNIT_ROUNDOFF * self.largest)).nonzero().flatten()
         for neuron in neurons[self.activated[neurons].argsort(stable=True)].unsqueeze(1):
             self.tried[neuron] = True
             pairs = split_pairs(self.weight[neuron] / self.bias[neuron].unsqueeze(1), tuple(self.payload.model.shape))
