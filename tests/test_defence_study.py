@@ -100,6 +100,7 @@ def test_epsilon_counts_the_rounds_of_the_busiest_client(study):
     counts = [epsilon(100.0, steps=steps, delta=1 / 160) for steps in (1, 2, 3)]
     assert private["epsilon"].iloc[0] in counts[1:]
     assert private["epsilon_round"].iloc[0] == counts[0]
+    assert private["epsilon_add_remove"].iloc[0] < private["epsilon"].iloc[0]  # the customary number is the smaller one
     assert private["delta"].iloc[0] == pytest.approx(1 / 160)
     assert client["delta"].iloc[0] == pytest.approx(1 / 10)
     assert study.table.loc[study.table["defence"] == "clip", "epsilon"].isna().all()

@@ -7,10 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leaklearn.attacks import Loki, RobbingTheFed, TrapWeights
+from leaklearn.attacks import Loki, PeeledBins, PeeledLayer, PeeledLoki, RobbingTheFed, TrapWeights
 from leaklearn.data import load
 from leaklearn.federated import Payload
-from leaklearn.federated.detection import aligned, dominance, explained, exposed_images, gradient_norms, inspect
+from leaklearn.federated.detection import (
+    aligned,
+    dominance,
+    explained,
+    exposed_images,
+    gradient_norms,
+    images_in_company,
+    inspect,
+    whole_image_layers,
+)
 from leaklearn.learning import Recipe, train
 from leaklearn.models import build
 
@@ -71,6 +80,12 @@ def test_exposed_counts_images_that_own_a_neuron():
     assert exposed_images(torch.zeros(4, 3)) == 0
 
 
+def test_company_counts_images_that_share_a_neuron_with_one_other_at_most():
+    norms = torch.tensor([[5.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1e-9, 1.0]])
+    assert images_in_company(norms) == pytest.approx(3 / 5)  # image 0 alone, 1 and 2 together; five share the last
+    assert images_in_company(torch.zeros(4, 3)) == 0
+
+
 def test_dominance_is_the_published_ratio():
     assert dominance(torch.tensor([6.0, 1.0, 2.0])) == pytest.approx(2.0)
     assert dominance(torch.ones(10)) == pytest.approx(1 / 9)
@@ -96,6 +111,8 @@ ATTACKS = {
     "Robbing the Fed, bounded": (RobbingTheFed(activation="bounded"), {"parallel", "one_measurement", "exposed"}),
     "LOKI": (Loki(), {"parallel", "one_measurement", "exposed", "copying"}),
     "trap weights": (TrapWeights(), {"repeated", "exposed"}),
+    "peeled bins": (PeeledBins(), {"one_measurement", "in_company"}),
+    "peeled blocks of LOKI": (PeeledLoki(), {"copying", "in_company"}),
 }
 
 
@@ -107,6 +124,68 @@ def test_attacks_are_seen(data, batch, name, network):
     assert found.suspicious
     assert marks <= {warning.test for warning in found.warnings}
     assert "above" in str(found)
+
+
+class AsConvolution(nn.Module):
+    """The malicious layer as a convolution whose kernels are as large as the image."""
+
+    def __init__(self, layer, shape):
+        super().__init__()
+        self.conv, self.shape = nn.Conv2d(shape[0], layer.out_features, shape[1:]), shape
+
+    def forward(self, flat):
+        return self.conv(flat.unflatten(1, self.shape)).flatten(1)
+
+
+class AsParameter(nn.Module):
+    """The malicious layer as a bare matrix (d, n), which no layer owns."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.matrix, self.offset = nn.Parameter(layer.weight.T.detach().clone()), nn.Parameter(layer.bias.detach())
+
+    def forward(self, flat):
+        return flat @ self.matrix + self.offset
+
+
+@pytest.mark.parametrize("attack", [RobbingTheFed(), RobbingTheFed(activation="bounded"), PeeledBins(1.0)], ids=repr)
+def test_another_spelling_of_the_layer_hides_nothing(data, batch, attack):
+    payload = attack.payload(build("lenet", data), data.test)
+    tests = {w.test for w in inspect(payload, *batch).warnings if "fc1" in w.where}
+    assert tests
+    block = payload.model.block
+    spelt = AsConvolution(block.fc1, (1, 28, 28))
+    spelt.conv.weight.data, spelt.conv.bias.data = block.fc1.weight.data.view(-1, 1, 28, 28), block.fc1.bias.data
+    bare = AsParameter(block.fc1)
+    block.fc1 = spelt
+    found = inspect(Payload.of(payload.model), *batch)
+    assert "block.fc1.conv" in whole_image_layers(Payload.of(payload.model), batch[0][:2])
+    assert {w.test for w in found.warnings if "fc1" in w.where} == tests
+    block.fc1 = bare
+    mine = {w.test for w in inspect(Payload.of(payload.model), *batch).warnings if "fc1" in w.where}
+    assert mine == tests & {"exposed", "in_company"}  # of a parameter without a layer no output can be looked at
+
+
+def test_the_last_layer_is_the_last_that_is_executed(data, batch):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.gate = (
+                nn.Linear(784, 10),
+                nn.Linear(784, 784),
+            )  # the gate is registered last, and runs first
+
+        def forward(self, images):
+            flat = images.flatten(1)
+            return self.head(flat * self.gate(flat).sigmoid())
+
+    assert whole_image_layers(Payload.of(Gated()), batch[0][:2]) == ["gate"]
+
+
+@pytest.mark.parametrize("layer", ["soliton_free", "soliton_data"])
+def test_soliton_biases_are_seen_by_the_company_that_images_keep(data, batch, layer):
+    found = inspect(PeeledLayer(layer).payload(build("mlp", data, width=1000), data.test), *batch)
+    assert "in_company" in {w.test for w in found.warnings}
 
 
 def first_layer_only(payload, noise, seed=0):
@@ -165,6 +244,6 @@ def test_modes_and_errors(data, batch):
     inspect(payload, batch[0][:4], batch[1][:4])
     assert payload.model.training
     assert not inspect(payload, batch[0][:4], batch[1][:4]).suspicious
-    assert str(inspect(payload, batch[0][:4], batch[1][:4])) == "nothing suspicious"
+    assert str(inspect(payload, batch[0][:4], batch[1][:4])).startswith("none of the tests warns (copying, d_snr)")
     with pytest.raises(ValueError, match="1 images; the tests compare"):
         inspect(payload, batch[0][:1], batch[1][:1])

@@ -153,7 +153,9 @@ class DefenceStudy:
         the reconstructions), accuracy_of_leak and accuracy_of_federation (0..1); then psnr_median, attacked_images,
         images (trained on), refusing (share of the clients that do not answer), off_grid (clients whose images were
         read without the 8-bit grid), epsilon (for all rounds that the most often drawn client of any seed took part
-        in), epsilon_round (for one) and delta. An empty leak has the accuracy of guessing.
+        in, a record replaced by another), epsilon_round (for one), epsilon_add_remove (for all, a record added or
+        removed: the customary number, which does not hold for batches of a fixed size) and delta. An empty leak has the
+        accuracy of guessing.
     outcomes : dict
         The first seed's, by (case, attack).
     false_alarms : float
@@ -220,10 +222,11 @@ def study_defences(bench: Bench, plan: DefendedFederation, cases: Sequence[Case]
 def _privacy(plan: DefendedFederation, case: Case, drawn: int) -> dict[str, float]:
     """Epsilon for a client that was drawn so often, and for one round; delta is one over the number of records."""
     if case.defence not in ("dp_sgd", "client_noise"):
-        return {"epsilon": nan, "epsilon_round": nan, "delta": nan}
+        return dict.fromkeys(["epsilon", "epsilon_round", "epsilon_add_remove", "delta"], nan)
     delta = 1 / (plan.clients * (plan.images_per_client if case.defence == "dp_sgd" else 1))
     whole, once = (epsilon(case.strength, steps=steps, delta=delta) for steps in (drawn, 1))
-    return {"epsilon": whole, "epsilon_round": once, "delta": delta}
+    customary = epsilon(case.strength, steps=drawn, delta=delta, neighbours="add_remove")
+    return {"epsilon": whole, "epsilon_round": once, "epsilon_add_remove": customary, "delta": delta}
 
 
 class _Seed:

@@ -6,6 +6,11 @@ attacks of this project take.
 A mechanism is (epsilon, delta)-differentially private when, for any two data sets that differ in one record, no set of
 outputs is more than exp(epsilon) times as likely under one than under the other, up to delta (Dwork and Roth 2014). The
 record is an image under `PrivateSGD` and a whole client under `leaklearn.federated.defences.GaussianNoise`.
+
+What "differ in one record" means decides the number. Where a record is added or removed, the sum of clipped
+contributions changes by C at most: that is what accountants report for a noise multiplier z. Here every batch has a
+fixed size, so that the neighbour of a client's data set has another image in the place of one: the sum changes by up to
+2C, and what holds is the epsilon of z / 2. `epsilon` knows both.
 """
 
 from __future__ import annotations
@@ -162,7 +167,13 @@ def wide_layers(payload: Payload) -> list[str]:
     return [name for name in large if calls[name] == [2]]
 
 
-def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float = 1.0) -> float:
+NEIGHBOURS = {"replace": 2.0, "add_remove": 1.0}
+"""How two data sets differ in one record, and by how many clipping norms their sums then may: the sensitivity."""
+
+
+def epsilon(
+    multiplier: float, *, steps: int, delta: float, sample_rate: float = 1.0, neighbours: str = "replace"
+) -> float:
     """Epsilon after `steps` releases of a Gaussian mechanism with this noise multiplier, by opacus' Rényi accountant.
 
     Mironov (CSF 2017) and, for samples, Mironov et al. (arXiv 1908.10530); turned into (epsilon, delta) as in Balle et
@@ -180,6 +191,9 @@ def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float =
     sample_rate
         Probability of a record to be used in a step, drawn secretly and independently (Poisson). 1 where all of a
         client's images are used each time, or where the server knows which ones are: what it knows does not amplify.
+    neighbours
+        ``"replace"``: one record has another in its place, as batches of a fixed size have it; ``"add_remove"``: it is
+        there or not, as accountants assume who report an epsilon for z itself.
 
     Returns
     -------
@@ -194,6 +208,13 @@ def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float =
         raise ValueError(f"delta is {delta!r}; it lies between 0 and 1, at about one over the number of records")
     if not 0 < sample_rate <= 1:
         raise ValueError(f"sample_rate is {sample_rate!r}; it is a probability above 0")
+    if neighbours not in NEIGHBOURS:
+        raise ValueError(f"neighbours is {neighbours!r}; choose one of {', '.join(NEIGHBOURS)}")
+    if sample_rate < 1 and neighbours == "replace":
+        raise ValueError(
+            f"sample_rate is {sample_rate}: batches that records are drawn into have no fixed size, and neighbours are "
+            "'add_remove' there"
+        )
     if steps == 0:
         return 0.0
     if multiplier == 0:
@@ -202,5 +223,5 @@ def epsilon(multiplier: float, *, steps: int, delta: float, sample_rate: float =
     from opacus.accountants import RDPAccountant
 
     accountant = RDPAccountant()
-    accountant.history = [(multiplier, sample_rate, steps)]
+    accountant.history = [(multiplier / NEIGHBOURS[neighbours], sample_rate, steps)]
     return float(accountant.get_epsilon(delta, alphas=ORDERS))
