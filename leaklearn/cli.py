@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ examples:
   nohup leaklearn reproduce --preset paper --nice 19 --jobs 1 &      hours, on what others leave of the machine;
                                                       the same command goes on after a kill
   leaklearn status --preset paper                     what is done, what runs, what is left and for how long
+  leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
   leaklearn data                                      data sets: here or not, where, how to get them
 
 Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
@@ -104,6 +106,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", default="laptop", help=presets)
     command.set_defaults(run=_status)
 
+    command = commands.add_parser("audit", help="what could be taken from clients that train your model on your images")
+    _audit_arguments(command)
+    command.set_defaults(run=_audit)
+
     command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
     command.set_defaults(run=_data)
 
@@ -111,6 +117,27 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--preset", default="laptop", help="whose results (default: laptop)")
     command.set_defaults(run=_readme)
     return parser
+
+
+def _audit_arguments(command: argparse.ArgumentParser) -> None:
+    """Of `leaklearn audit`; here, for its own module imports PyTorch."""
+    command.add_argument("--model", required=True, metavar="FILE:NAME", help="a class or function that makes the model")
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="its state as safetensors (default: as it is made)"
+    )
+    command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="images, a folder for each class")
+    command.add_argument(
+        "--size", type=int, default=32, help="height and width that images are resized to (default: 32)"
+    )
+    command.add_argument("--batch-size", type=int, default=32, help="images of one step of a client (default: 32)")
+    command.add_argument("--local-steps", type=int, default=1, help="more than one: FedAvg (default: 1, FedSGD)")
+    command.add_argument("--lr", type=float, default=0.01, help="local learning rate of FedAvg (default: 0.01)")
+    command.add_argument("--secure", action="store_true", help="the server sees sums over the clients only")
+    command.add_argument("--clients", type=int, default=8, help="attacked at most (default: 8)")
+    command.add_argument("--mean", type=float, nargs="+", help="of each channel, taken off pixels in [0, 1] first")
+    command.add_argument("--std", type=float, nargs="+", help="of each channel, which they are then divided by")
+    command.add_argument("--seconds", type=float, default=120.0, help="for gradient inversion (default: 120)")
+    command.add_argument("--out", type=Path, default=Path("audit.html"), help="the page (default: audit.html)")
 
 
 def _help(parser: argparse.ArgumentParser) -> int:
@@ -162,6 +189,14 @@ def _status(options: argparse.Namespace, paths: Paths) -> int:
 
     rows, left = status.status(options.preset, paths)
     _say(f"{progress.aligned(rows)}\n\n{options.preset}: {left}")
+    return 0
+
+
+def _audit(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn.auditing.command import run
+
+    found = run(options)
+    _say(f"{found}\n\nPage: {options.out}")
     return 0
 
 

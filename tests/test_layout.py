@@ -27,6 +27,7 @@ ORDER = [
     "evaluation",
     "experiments",
     "report",
+    "auditing",
     "widgets",
     "runner",
     "cli",

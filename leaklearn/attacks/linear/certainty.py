@@ -102,7 +102,9 @@ def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size
     offset = payload.parameters["block.fc2.bias"]
     state = {**payload.parameters, **payload.buffers}
     inner = {n.removeprefix("network."): v for n, v in state.items() if n.startswith("network.")}
-    inner["head.weight"] = model.feature_scale * inner["head.weight"]
+    if model.feature_scale != 1:  # logits are c W h
+        head = next(name for name, module in model.network.named_modules() if module is model.head)
+        inner[f"{head}.weight"] = model.feature_scale * inner[f"{head}.weight"]
     parts = []
     with _eval_mode(model):
         for some, sums in zip(images.split(IMAGES_AT_ONCE), total.split(IMAGES_AT_ONCE), strict=True):

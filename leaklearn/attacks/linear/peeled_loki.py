@@ -8,9 +8,9 @@ apart. Three things stand in the way of peeling there, and each is in the attack
   channel is zero, as are the copies. Column p of it collects delta (grey_p + beta), the copies delta x_p: their
   difference is delta of each client by itself.
 * *Local steps change the bins.* LOKI pushes each used neuron out of its bin, so that later images find it silent. We
-  keep it where it is instead. With the features scaled down by c (`LeakyNetwork`) the network stands still: the steps
-  of fc2 and of all that lies behind are c of what they would be, those that pass twice by the last layer c^2, and the
-  bins move by some lr delta |x|^2, a millionth of their width. So all local steps together are one batch.
+  keep it where it is instead. With the features scaled down by c (`LeakyNetwork`), all steps but that of the last
+  layer's bias are c of what they would be: fc2 and the network behind it stand still, and bins move by some
+  lr delta |x|^2, less than a millionth of their width. So all local steps together are one batch.
 * *Rounding*: float32 cannot hold the small change of a large weight. So the copies have weight zero, and measurements
   are made in the additional channel, but for one position in eight, which has weight zero too and tells delta. A weight
   that begins at zero holds its change to 24 bits.

@@ -1,0 +1,208 @@
+"""What a user brings: any model, images of any kind and size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from leaklearn.data.images import DataInfo, ImageSet
+from leaklearn.models import Normalise
+
+MOST_IMAGES = 2048
+"""Of a data set or loader that are looked at."""
+GRID = 1e-3
+"""Grey levels by which floats may miss whole ones and still count as stored with 8 bits."""
+
+
+class OwnModel(nn.Module):
+    """A copy of a user's model with what attacks need to know: image shape, last linear layer, and that layer's input.
+
+    Parameters
+    ----------
+    model
+        Takes float images (N, C, H, W) to class scores (N, classes).
+    images
+        (2 or more, C, H, W) float in [0, 1], such as it takes, before `mean` and `std`.
+    mean, std
+        Of each channel, where the model wants them taken off; None: it takes pixels in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        Where the model does not take such images, or no linear layer is executed last.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model = deepcopy(model)
+        self.shape = tuple(images.shape[1:])
+        channels, given = images.shape[1], {"mean": mean, "std": std}
+        for name, plain in (("mean", 0.0), ("std", 1.0)):
+            given[name] = tuple([plain] * channels if given[name] is None else map(float, given[name]))
+            if len(given[name]) != channels:
+                raise ValueError(f"{name} has {len(given[name])} values; the images have {channels} channels")
+        self.normalise = Normalise(**given)
+        self.told = [*_without_dropout(model), *_frozen(model)]
+        run: list[tuple[str, Tensor]] = []
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        handles = [
+            module.register_forward_hook(lambda _m, _i, out, name=name: run.append((name, out)))
+            for name, module in linear.items()
+        ]
+        before = model.training
+        try:
+            with torch.no_grad():
+                scores = self.eval()(images)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{type(model).__name__} does not take images of shape {tuple(images.shape)}: {error}"
+            ) from error
+        finally:
+            self.train(before)
+            for handle in handles:
+                handle.remove()
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
+            what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(f"{type(model).__name__} gives {what}; class scores (N, classes) are needed")
+        last = [name for name, out in run if out.shape == scores.shape and bool((out == scores).all())]
+        if not last:
+            raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {list(linear)}")
+        self.head_name, self.classes = last[-1], scores.shape[1]
+        _register_last(model, self.head_name)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer that is executed last."""
+        return self.model.get_submodule(self.head_name)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(N, D) what the last layer sees."""
+        seen: list[Tensor] = []
+        handle = self.head.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+        try:
+            self(images)
+        finally:
+            handle.remove()
+        return seen[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> class scores (N, classes)."""
+        return self.model(self.normalise(images))
+
+
+def _without_dropout(model: nn.Module) -> list[str]:
+    """Switch dropout off, which no batched program of many clients computes, and say so."""
+    layers = [each for each in model.modules() if isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0]
+    for layer in layers:
+        layer.p = 0.0
+    text = (
+        "Dropout was left out of the clients' training. With it, a gradient is that of a random part of the network: "
+        "what inversion then reads was not measured; attacks on a first layer do not look at what lies behind it."
+    )
+    return [text] if layers else []
+
+
+def _frozen(model: nn.Module) -> list[str]:
+    count = sum(not parameter.requires_grad for parameter in model.parameters())
+    plural = "s were" if count > 1 else " was"
+    return (
+        [f"{count} frozen parameter{plural} taken for trained: a client that sends less tells less."] if count else []
+    )
+
+
+def _register_last(model: nn.Module, name: str) -> None:
+    """Register a submodule, and all that it is within, after all others: label restoration looks at the last one.
+
+    A sequence is left as it is, since there the order is what is computed.
+    """
+    parent = model
+    for part in name.split("."):
+        if not isinstance(parent, nn.Sequential | nn.ModuleList):
+            parent._modules[part] = parent._modules.pop(part)
+        parent = parent._modules[part]
+
+
+def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tuple[ImageSet, tuple[str, ...]]:
+    """Images of any kind as an `ImageSet`, and what was assumed of them, in sentences.
+
+    Takes an `ImageSet`; a torch ``Dataset`` or ``DataLoader`` of (image, label); or tensors or arrays (N, C, H, W) or
+    (N, H, W[, C]), uint8 or float in [0, 1], with labels (N,). A ValueError names what does not fit.
+    """
+    if isinstance(images, ImageSet):
+        return images, ()
+    if labels is None and not isinstance(images, Tensor | np.ndarray):
+        images, labels = _collected(images)
+    if labels is None:
+        raise ValueError("labels are missing: give one for each image, or a Dataset of (image, label)")
+    pixels, truth, told = torch.as_tensor(images), torch.as_tensor(labels).flatten().long(), []
+    if pixels.ndim == 3:
+        pixels = pixels.unsqueeze(1)
+    if pixels.ndim != 4:
+        raise ValueError(f"images are {tuple(pixels.shape)}; (N, C, H, W), (N, H, W, C) or (N, H, W) are needed")
+    if pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3):
+        pixels = pixels.permute(0, 3, 1, 2)
+    if len(pixels) != len(truth):
+        raise ValueError(f"{len(pixels)} images and {len(truth)} labels")
+    if len(pixels) < 4:
+        raise ValueError(f"{len(pixels)} images; an audit needs at least 4, some of them for the attacker's statistics")
+    if truth.min() < 0:
+        raise ValueError(f"label {int(truth.min())}; classes are counted from 0")
+    if pixels.dtype != torch.uint8:
+        if not pixels.is_floating_point():
+            raise ValueError(f"images are {pixels.dtype}; uint8, or float in [0, 1], are needed")
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(
+                f"float images span {float(pixels.min()):.3g} to {float(pixels.max()):.3g}; give pixels in [0, 1], and "
+                "what the model takes off as mean= and std="
+            )
+        levels = pixels * 255
+        if float((levels - levels.round()).abs().max()) > GRID:
+            told.append(
+                "The images were no whole grey levels, as after interpolation, and were rounded to 8 bits: attacks "
+                "that know the grid do better here than on what your clients train on; the row of shifted images tells "
+                "how much."
+            )
+        pixels = levels.round().to(torch.uint8)
+    count = max(int(truth.max()) + 1, classes or 0)
+    colour = (pixels.float() / 255).transpose(0, 1).flatten(1)
+    info = DataInfo(
+        "yours",
+        tuple(map(str, range(count))),
+        tuple(pixels.shape[1:]),
+        tuple(colour.mean(1).tolist()),
+        tuple(colour.std(1).clamp_min(1e-3).tolist()),
+        False,
+    )
+    return ImageSet(pixels.contiguous(), truth, torch.arange(len(truth)), info), tuple(told)
+
+
+def _collected(source: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of a torch data set or loader, `MOST_IMAGES` at most."""
+    pairs, count = [], 0
+    try:
+        for item in source:
+            image, label = (torch.as_tensor(np.asarray(part)) for part in item[:2])
+            batched = label.ndim > 0
+            pairs.append((image if batched else image.unsqueeze(0), label.reshape(-1)))
+            count += len(pairs[-1][1])
+            if count >= MOST_IMAGES:
+                break
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"{type(source).__name__} gives no pairs of image and label ({error}); give a Dataset or DataLoader that "
+            "does, or tensors with labels="
+        ) from error
+    if not pairs:
+        raise ValueError(f"{type(source).__name__} is empty")
+    shapes = {tuple(image.shape[1:]) for image, _ in pairs}
+    if len(shapes) > 1:
+        raise ValueError(f"images have several sizes, such as {sorted(shapes)[:3]}; resize them to one")
+    images, labels = (torch.cat(part)[:MOST_IMAGES] for part in zip(*pairs, strict=True))
+    return images, labels
