@@ -34,7 +34,7 @@ _WHERE = {
     ),
     "leaks": ("Leak", "merge"),
     "learning": ("Recipe", "evaluate", "recipe_for", "train"),
-    "auditing": ("Audit", "audit"),
+    "auditing": ("Audit", "UpdateAudit", "audit", "audit_update"),
     "evaluation": ("Truth", "interval", "score", "summarise"),
 }
 _ORIGIN = {name: module for module, names in _WHERE.items() for name in names}

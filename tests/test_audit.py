@@ -6,7 +6,9 @@ from html import escape
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,7 +70,7 @@ def test_images_of_all_kinds_are_the_same_images(digits):
     [
         (lambda x, y: (x, None), "labels are missing"),
         (lambda x, y: (x, y[:5]), "60 images and 5 labels"),
-        (lambda x, y: (x[:3], y[:3]), "3 images; an audit needs at least 4"),
+        (lambda x, y: (x[:0], y[:0]), "there are no images"),
         (lambda x, y: (x.float(), y), "float images span 0 to 255; .*mean= and std="),
         (lambda x, y: (x.int(), y), "images are torch.int32"),
         (lambda x, y: (x.flatten(1), y), r"images are \(60, 784\)"),
@@ -197,6 +199,8 @@ def test_dropout_and_frozen_parameters_are_said(digits):
 def test_too_few_images_are_named(digits):
     with pytest.raises(ValueError, match="a client uses 64 images, but 48 are there"):
         ll.audit(Gated(), *digits, protocol=ll.FedSGD(64))
+    with pytest.raises(ValueError, match="3 images; an audit needs at least 4"):
+        ll.audit(Gated(), digits[0][:3], digits[1][:3])
     with pytest.raises(ValueError, match="label 9 is beyond the model's 5 classes"):
         ll.audit(Gated(classes=5), *digits)
 
@@ -263,3 +267,89 @@ def test_a_folder_of_images_and_a_file_of_a_model(photos):
     (photos / "photos" / "cats" / "bad.png").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"bad\.png cannot be read"):
         folder(photos / "photos", 12)
+
+
+# ---- one update ------------------------------------------------------------------------------------------------------
+
+
+def one_step(model, images, labels, lr=None):
+    """The gradient of the mean loss, or the state after one step, as a loop of one's own has it."""
+    loss = F.cross_entropy(model(images), labels)
+    gradient = dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, model.parameters()), strict=True))
+    if lr is None:
+        return gradient
+    return {name: value - lr * gradient[name] for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def honest(digits):
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 5, 2), nn.GELU(), nn.Conv2d(8, 8, 3), nn.GELU(), nn.Flatten(), nn.LazyLinear(10)
+    )
+    model(digits[0][:2].float())
+    return model
+
+
+def test_an_update_of_a_loop_of_ones_own(digits, honest, tmp_path):
+    images, labels = digits[0][:2], torch.tensor([3, 7])
+    before = honest.state_dict()
+    about = {"shape": (1, 28, 28), "seconds": 4.0, "progress": False}
+    floats = images.float() / 255
+    gradient = one_step(honest, floats, labels)
+    found = ll.audit_update(honest, before, gradient, protocol=ll.FedSGD(2), images=images, labels=labels, **about)
+    assert found.check.ok
+    assert found.counts.nonzero().flatten().tolist() == [3, 7]
+    assert found.similarity > 0.9
+    assert found.quality["psnr"].mean() > found.quality["psnr_of_mean_colour"].mean()
+    assert found.marks["precision of its numbers"] == "float32"
+    assert "1 of class 3, 1 of class 7" in found.verdict
+    assert "not proved safe" in found.verdict
+    page = found.save(tmp_path / "update.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    assert escape(found.verdict) in page
+    save_file(before, tmp_path / "before.safetensors")
+    save_file(one_step(honest, floats, labels, 0.1), tmp_path / "after.safetensors")
+    files = [tmp_path / "before.safetensors", tmp_path / "after.safetensors"]
+    other = ll.audit_update(honest, *files, protocol=ll.FedAvg(2, 1, 0.1), **about | {"seconds": 0.1})
+    assert other.check.ok
+    assert other.counts.tolist() == found.counts.tolist()
+    assert other.quality is None
+
+
+def test_an_update_that_does_not_fit_is_no_all_clear(digits, honest):
+    images, labels = digits[0][:4].float() / 255, torch.tensor([0, 1, 2, 3])
+    after = one_step(honest, images, labels, 0.1)
+    wrong = ll.FedAvg(4, 1, 0.001)  # a hundredth of the learning rate that was used
+    found = ll.audit_update(
+        honest, honest.state_dict(), after, protocol=wrong, shape=(1, 28, 28), seconds=0.1, progress=False
+    )
+    assert not found.check.ok
+    assert "do not fit together, so nothing here tells what leaks" in found.verdict
+
+
+def test_what_numbers_tell_of_a_defence(digits, honest):
+    images, labels = digits[0][:4].float() / 255, torch.tensor([0, 1, 2, 3])
+    gradient = one_step(honest, images, labels)
+    about = {"protocol": ll.FedSGD(4), "shape": (1, 28, 28), "seconds": 0.1, "progress": False}
+    half = {name: value.half().float() for name, value in gradient.items()}
+    assert ll.audit_update(honest, honest.state_dict(), half, **about).marks["precision of its numbers"] == "float16"
+    signs = {name: value.sign() * value.abs().mean() for name, value in gradient.items()}
+    marks = ll.audit_update(honest, honest.state_dict(), signs, **about).marks
+    assert marks["levels"].endswith(": quantised")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"before": "nowhere.safetensors"}, "before: nowhere.safetensors is not there"),
+        ({"before": {}}, "does not fit Sequential: missing"),
+        ({"after": {}}, "after lacks '0.weight'"),
+        ({"shape": (3, 28, 28)}, "does not take images of shape"),
+    ],
+)
+def test_states_that_do_not_fit_are_named(honest, change, message):
+    state = honest.state_dict()
+    given = {"before": state, "after": state, "protocol": ll.FedAvg(2, 1, 0.1), "shape": (1, 28, 28), **change}
+    with pytest.raises(ValueError, match=message):
+        ll.audit_update(honest, given.pop("before"), given.pop("after"), **given)

@@ -2,10 +2,12 @@
 
     report = ll.audit(model, images, labels)        # what leaks, passively and actively; which defence would help
     report.save("audit.html")
+    ll.audit_update(model, before, after, protocol=ll.FedAvg(32, 5, 0.01), shape=(3, 32, 32))
 
 Nothing leaves this machine.
 """
 
 from leaklearn.auditing.run import Audit, audit
+from leaklearn.auditing.update import UpdateAudit, audit_update
 
-__all__ = ["Audit", "audit"]
+__all__ = ["Audit", "UpdateAudit", "audit", "audit_update"]

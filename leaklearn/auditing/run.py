@@ -105,12 +105,9 @@ class Audit:
 
     def save(self, path: str | Path) -> Path:
         """Write the page, one HTML file that needs no other, and give its path."""
-        from leaklearn.auditing.page import page
+        from leaklearn.auditing.page import page, write
 
-        path = Path(path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(self), encoding="utf-8")
-        return path
+        return write(path, page(self))
 
     def _repr_html_(self) -> str:
         from leaklearn.auditing.page import body
@@ -174,6 +171,8 @@ def audit(
         Where the model does not take the images, labels do not fit, or there are too few images for one client.
     """
     data, told = image_set(images, labels)
+    if len(data) < 4:
+        raise ValueError(f"{len(data)} images; an audit needs at least 4, some of them for the attacker's statistics")
     own = OwnModel(model, data.float()[:2], mean, std)
     if data.num_classes > own.classes:
         raise ValueError(f"label {data.num_classes - 1} is beyond the model's {own.classes} classes")
