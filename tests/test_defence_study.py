@@ -60,7 +60,7 @@ def study(bench):
 
 def test_a_row_for_each_seed_case_and_attack(study):
     table = study.table
-    assert len(table) == 2 * (15 * 4 - 1)  # peeled bins read gradients, not local steps
+    assert len(table) == 2 * (16 * 4 - 1)  # peeled bins read gradients, not local steps
     assert list(table)[:9] == [
         "dataset", "seed", "defence", "strength", "attack", "leak_rate", "psnr", "accuracy_of_leak",
         "accuracy_of_federation",
