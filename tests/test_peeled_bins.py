@@ -207,3 +207,12 @@ def test_updates_of_16_bits_are_read_by_their_own_precision(mnist5k, kind, least
     whole = bench.exchange(PeeledBins(4.0, 32), 0, bench.clients(3, 32, 0), ll.FedSGD(32))
     assert whole.score.leak_rate > found.score.leak_rate >= least
     assert found.score.false_positives == 0
+
+
+def test_an_image_that_no_label_explains_has_none(mnist5k):
+    bench = Bench(mnist5k, "lenet", progress=False)
+    found = bench.exchange(
+        PeeledBins(4.0, 32), 0, bench.clients(2, 32, 0), ll.FedSGD(32), defence=ll.federated.Clip(1e-3)
+    )
+    assert found.score.leak_rate > 0.95
+    assert found.leak.meta["unexplained"] == int((found.leak.labels < 0).sum()) > 0.9 * len(found.leak)

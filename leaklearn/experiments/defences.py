@@ -83,7 +83,7 @@ class Outcome:
             position, images = positions_shown(exchange), exchange.truth.images.flatten(0, 1)
             true = position[position >= 0]
             leak = exchange.leak[position >= 0]
-            if leak.labels is None:
+            if not isinstance(exchange.attack, GradientInversion):  # which was given them
                 leak = leak.with_labels(exchange.truth.labels.flatten()[true])
             leaks.append(leak)
             psnrs.append(psnr(leak.images, images[true].float() / 255) if len(leak) else torch.empty(0))

@@ -290,7 +290,8 @@ def train_on_own_labels(bench: Bench, rounds: Sequence[Round]) -> pd.DataFrame:
         truth = found.score.true_labels
         row = {**each.describe(), "lr": getattr(each.protocol, "lr", 0.0), "leak_rate": found.score.leak_rate}
         row |= {"label_accuracy": float((found.leak.labels == truth).float().mean())}
-        row |= {"accuracy": bench.worth(found.leak, seed), "accuracy_true_labels": bench.worth(found.labelled, seed)}
+        own = found.leak[found.leak.labels >= 0]
+        row |= {"accuracy": bench.worth(own, seed), "accuracy_true_labels": bench.worth(found.labelled, seed)}
         return {**row, "images": len(found.leak), "seconds": found.seconds}
 
     return bench.rows(rounds, measure, "own labels")

@@ -198,12 +198,13 @@ def label_by_delta(leak: Leak, delta: Tensor, proof: Proof | None, why: str) -> 
     """The leak with the labels that explain each image's delta (M,); as it is where there is no proof, for a reason.
 
     dL/da of an image depends on its label alone, and is computed for every label: that which fits names the label, and
-    how well it fits says how sure it is. The meta counts the images that no label explains, `unexplained`; where that
-    could not be tested it is None, and `why`.
+    how well it fits says how sure it is. An image that no label explains, as of a clipped gradient, gets none (-1); the
+    meta counts them, `unexplained`; where that could not be tested it is None, and `why`.
     """
     if proof is None:
         return replace(leak, meta={**leak.meta, "unexplained": None, "why": why})
     found = proof.compare(leak.images, delta)
     sure = (1 - found.error / (2 * proof.tolerance)).clamp(0, 1).float().cpu()
     meta = {**leak.meta, "unexplained": int((~found.certain).sum())}
-    return replace(leak, labels=found.labels.cpu(), label_confidence=sure, meta=meta)
+    labels = torch.where(found.certain, found.labels, -1).cpu()
+    return replace(leak, labels=labels, label_confidence=sure, meta=meta)
