@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -52,7 +53,8 @@ def body(found: Audit) -> str:
     parts = [f"<h1>What leaks</h1><p>{escape(found.setting)}</p>", f'<p class="verdict">{escape(found.verdict)}</p>']
     if found.pictures:
         truth = next(iter(found.pictures.values()))[0]
-        rows = [("yours", truth, ())] + [(label(name), made, ()) for name, (_, made) in found.pictures.items()]
+        named = {fill(label(name), 26): made for name, (_, made) in found.pictures.items()}
+        rows = [("yours", truth, ()), *((name, made, ()) for name, made in named.items())]
         told = "First row: images of the first client. Below: what each attack read of them; grey where nothing."
         parts.append(_figure(rows, told))
     parts.append("<h2>Attacks</h2>" + _table(found.attacks))

@@ -76,6 +76,7 @@ _NAMES: dict[str, Name] = {
     "inverting_gradients_light": Name("Inverting Gradients,\nTV 1e-4", _BLACK, "P"),
     "gradinversion": Name("GradInversion", _PURPLE, "^"),
     "modern": Name("modern", _GREEN, "v"),
+    "gradient_inversion": Name("gradient inversion", _ORANGE, "s"),
     "fast": Name("fast (ours)", _ORANGE, "s"),
     "exact": Name("exact (ours)", _BLUE, "*"),
     # networks
