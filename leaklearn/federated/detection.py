@@ -4,8 +4,9 @@ Each test looks at one mark that linear layer leakage leaves, three of them in t
 model does with the client's own images. A client that is warned does not answer. No test needs to know the attack, nor
 the names of layers: what counts is which units see a whole image at once, whether the model calls them a linear layer,
 a convolution with a kernel as large as the image, or a bare parameter. The last layer that is executed is left out, as
-its units are classes. `LIMITS` are such that no honest model warned of those in benchmarks/detection.py, which tells as
-well what each test sees of each attack. Whoever passes has passed these tests, and is not proved harmless.
+its units are classes. benchmarks/detection.py counts false alarms on honest models: convolutions that begin as copies
+of their input, as airbench94's do, warn of `copying`, and wide networks that are fully connected from the first layer
+on, which do leak, of `in_company`. Whoever passes has passed these tests, and is not proved harmless.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ COSINE = 0.999
 OWNED = 0.99
 # Images that a neuron's gradient is of, by their participation ratio, when it is of two: equal shares give 2.
 COMPANY = 2.05
+# Pixels of an image for each number that a unit sees, at most, for its gradient to show the image.
+SEEN = 4
 # Images whose gradients are computed together: a ResNet-18 has 45 MB of them for one image.
 IMAGES_AT_ONCE = 8
 
@@ -160,6 +163,9 @@ def _function(payload: Payload, wide: list[str], images: Tensor, labels: Tensor)
     for name, value in rows.items():
         owner = name.removesuffix("weight").removesuffix(".")
         bare = not (name.endswith("weight") and owner in owners)  # a parameter that no layer calls its weight
+        numbers = payload.parameters[name].numel() // value.shape[1]  # that a unit sees
+        if SEEN * numbers < images[0].numel():
+            continue  # of pooled features, say, a unit's gradient shows no image
         if owner in wide or (bare and value.shape[1] >= FEWEST_NEURONS):
             yield "exposed", name, exposed_images(value)
             yield "in_company", name, images_in_company(value)
