@@ -19,18 +19,16 @@ Needs a network in which an image's scores do not depend on the rest of its batc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 
 from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.federated.local import batch_norm_buffers, in_mode
 from leaklearn.leaks import Leak
 
 # Largest difference of the two gradients that counts as none, as a share of the largest gradient that any label gives.
@@ -106,7 +104,7 @@ def neuron_gradients(payload: Payload, images: Tensor, total: Tensor, batch_size
         head = next(name for name, module in model.network.named_modules() if module is model.head)
         inner[f"{head}.weight"] = model.feature_scale * inner[f"{head}.weight"]
     parts = []
-    with _eval_mode(model):
+    with in_mode(model, training=False):
         for some, sums in zip(images.split(IMAGES_AT_ONCE), total.split(IMAGES_AT_ONCE), strict=True):
 
             def scores(s: Tensor, some: Tensor = some) -> Tensor:
@@ -130,7 +128,7 @@ def label_gradients(payload: Payload, layer: str, images: Tensor, neuron: Tensor
 
     if not len(images):  # which vmap refuses
         return images.new_zeros(0, payload.model.head.out_features)
-    with _eval_mode(payload.model):
+    with in_mode(payload.model, training=False):
         directions = F.one_hot(neuron, len(bias)).to(bias)
         return _of_every_label(*vmap(one, chunk_size=IMAGES_AT_ONCE)(images, directions)) / batch_size
 
@@ -143,7 +141,7 @@ def layer_gradients(payload: Payload, layer: str, images: Tensor, labels: Tensor
     def loss(bias: Tensor, image: Tensor, label: Tensor) -> Tensor:
         return F.cross_entropy(_scores(payload, layer, bias, image), label)
 
-    with _eval_mode(payload.model):
+    with in_mode(payload.model, training=False):
         return vmap(grad(loss), (None, 0, 0), chunk_size=IMAGES_AT_ONCE)(bias, images, labels) / batch_size
 
 
@@ -156,16 +154,6 @@ def _scores(payload: Payload, layer: str, bias: Tensor, image: Tensor) -> Tensor
 def _of_every_label(logits: Tensor, slope: Tensor) -> Tensor:
     """d(cross-entropy) for every label from class scores (M, classes) and their derivatives along some direction."""
     return (logits.softmax(1) * slope).sum(1, keepdim=True) - slope
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    mode = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(mode)
 
 
 def check_resynthesis(payload: Payload, updates: Updates) -> None:
