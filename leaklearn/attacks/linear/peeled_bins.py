@@ -81,12 +81,10 @@ class PeeledBins(LinearLeakage):
         for number, count in enumerate(self.shares):
             kind = "random" if number else "mean"
             vector = measurement_vector(kind, public.shape, 1000 * self.seed + number)
-            edges = closed_edges(vector, Population.of(vector, public.images, self.distribution), count)
-            check_widths(edges[:-1], edges[1:])
-            weight, offset = bounded_rows(vector, edges[:-1], edges[1:])
+            weight, offset, own = self.measured(vector, vector, public, count)
             rows.append(weight)
             offsets.append(offset)
-            bins.append(Bins(vector, edges[:-1], edges[1:]))
+            bins.append(own)
         weight, offset, gain = torch.cat(rows), torch.cat(offsets).float(), 2 / self.neurons
         return LeakyBlock(public.shape, weight, offset, bounded=True, gain=gain, bins=ManyBins(tuple(bins)))
 
@@ -128,6 +126,13 @@ class PeeledBins(LinearLeakage):
             warnings.warn(UNREAD.format(name=self.name, count=about["unread"], of=len(updates)), stacklevel=2)
         leak = self.gather(parts, updates, round=round, **about)
         return label_by_delta(leak, torch.cat(deltas), proof, why)
+
+    def measured(self, vector: Tensor, row: Tensor, public: ImageSet, count: int) -> tuple[Tensor, Tensor, Bins]:
+        """The neurons of one measurement: weights (count, len(row)) that make it by `row`, biases, and its bins."""
+        edges = closed_edges(vector, Population.of(vector, public.images, self.distribution), count)
+        low, high = edges[:-1], edges[1:]
+        check_widths(low, high)
+        return *bounded_rows(row, low, high), Bins(vector, low, high)
 
     def sums(self, payload: Payload, updates: Updates) -> tuple[Tensor, Tensor]:
         """Of each client's neurons the sums over their images of delta x, (K, n, d), and of delta, (K, n)."""

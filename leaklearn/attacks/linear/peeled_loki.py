@@ -25,8 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.bins import Bins, ManyBins, Population, closed_edges
-from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork, bounded_rows, check_widths
+from leaklearn.attacks.linear.bins import ManyBins
+from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork
 from leaklearn.attacks.linear.peeled_bins import PeeledBins, Proof
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
@@ -74,12 +74,10 @@ class PeeledLoki(PeeledBins):
             pattern[reserved] = 0.0
             pattern /= pattern.abs().sum()
             vector = (pattern / channels).repeat(channels)
-            edges = closed_edges(vector, Population.of(vector, public.images, self.distribution), count)
-            check_widths(edges[:-1], edges[1:])
-            weight, offset = bounded_rows(pattern, edges[:-1], edges[1:])
+            weight, offset, own = self.measured(vector, pattern, public, count)
             rows.append(weight)
             offsets.append(offset - CONSTANT * weight.double().sum(1))
-            bins.append(Bins(vector, edges[:-1], edges[1:]))
+            bins.append(own)
         weight, offset = torch.cat(rows), torch.cat(offsets).float()
         weight = torch.cat([weight.new_zeros(self.neurons, channels * height * width), weight / MEASURED], 1)
         about = {"gain": 2 / self.neurons, "bins": ManyBins(tuple(bins)), "conv_scale": 1.0, "measuring": True}
