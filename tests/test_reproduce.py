@@ -137,9 +137,9 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
-def command_line(root, *options):
+def command_line(root, *options, before=""):
     """`leaklearn reproduce` in a process of its own, which a Ctrl-C reaches as in a terminal."""
-    program = (
+    program = before + (
         "import signal, sys; from pathlib import Path\n"
         "from leaklearn.cli import main; from leaklearn.files import Paths\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -187,6 +187,55 @@ def test_a_signal_as_a_notebook_starts_ends_everything_at_once(tmp_path, number,
     assert runner.returncode == 128 + number
     assert not any(kernel.is_running() and kernel.status() != psutil.STATUS_ZOMBIE for kernel in kernels)
     assert {path.name for path in (paths.outputs / "smoke").iterdir()} == {"00_first"}
+
+
+def test_a_signal_that_comes_within_a_finaliser_is_not_lost(tmp_path):
+    """Python drops an exception that leaves `__del__`, and so the one by which a signal is told."""
+    paths = make(tmp_path)
+    for name in ("00_first", "01_second"):
+        add_notebook(paths, name, *reporting_cells(paths, name, before_finish="import time; time.sleep(4)"))
+    dropped = (
+        "import os, signal\n"
+        "from leaklearn.runner.progress import Progress\n"
+        "class Finalised:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM); print('finalised', flush=True)\n"
+        "tell = Progress.outcome\n"
+        "def outcome(self, told): tell(self, told); Finalised()\n"
+        "Progress.outcome = outcome\n"
+    )
+    runner = command_line(tmp_path, "--jobs", "1", before=dropped)
+    assert any("00_first" in line and "ok" in line for line in runner.stderr)
+    begin = time.monotonic()
+    runner.communicate(timeout=60)
+    assert time.monotonic() - begin < 2
+    assert runner.returncode == 128 + signal.SIGTERM
+    assert {path.name for path in (paths.outputs / "smoke").iterdir()} == {"00_first"}
+
+
+def test_no_kernel_is_made_once_the_run_is_stopped(tmp_path):
+    """One that is just being made as the signal comes is waited for and killed, and none is made after it."""
+    paths = make(tmp_path)
+    for name in ("00_first", "01_second", "02_third"):
+        add_notebook(paths, name, *reporting_cells(paths, name))
+    slow = (
+        "import os, time\n"
+        "from jupyter_client.provisioning import local_provisioner as kernels\n"
+        "launch, begun = kernels.launch_kernel, []\n"
+        "def launched(*args, **options):\n"
+        "    begun.append(1); time.sleep(0.4 if len(begun) > 1 else 0); made = launch(*args, **options)\n"
+        f"    open(os.path.join({str(tmp_path)!r}, f'made{{made.pid}}'), 'w').close(); return made\n"
+        "kernels.launch_kernel = launched\n"
+    )
+    runner = command_line(tmp_path, "--jobs", "1", before=slow)
+    assert any("00_first" in line and "ok" in line for line in runner.stderr)
+    time.sleep(0.2)
+    begin = time.monotonic()
+    runner.send_signal(signal.SIGTERM)
+    runner.wait(timeout=60)
+    assert time.monotonic() - begin < 2
+    made = [int(file.name.removeprefix("made")) for file in tmp_path.glob("made*")]
+    assert 1 <= len(made) <= 2
+    assert not any(psutil.pid_exists(process) for process in made)
 
 
 def test_a_copy_that_a_full_disk_has_cut_is_removed(tmp_path, monkeypatch):

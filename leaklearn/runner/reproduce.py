@@ -14,17 +14,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, nullcontext, suppress
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event, Thread, current_thread, main_thread
+from threading import Event, Lock, current_thread, main_thread
+from types import FrameType
 
 import papermill
 import psutil
 from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
 from leaklearn.files import REPOSITORY, Paths, read_json, remove_abandoned
@@ -35,11 +37,13 @@ from leaklearn.store import FOLDER
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
 MOST_AT_ONCE = 4
-REAPING = 0.5  # seconds that an interrupted run waits for its kernels' end, which it has brought about
+DYING = 1.0  # seconds at most that a killed kernel has until it is seen dead
+LISTENING = 0.2  # seconds between two looks for a signal whose exception was lost
 
 TIME_IS_UP = "time is up"
 """The error of a notebook that the end of a slice found unfinished."""
 
+Handler = Callable[[int, FrameType | None], object] | int | None  # of a signal, as the module `signal` has it
 OnCell = Callable[[str, int], None]  # the notebook, and the number of the cell that starts, from 1
 
 
@@ -98,7 +102,7 @@ def reproduce(
         raise ValueError(f"{at_once} notebooks cannot run at once; it is 1 or more")
     if slice_seconds is not None and not slice_seconds > 0:
         raise ValueError(f"a slice of {slice_seconds} seconds is none; it is above 0")
-    sliced, begun = slice_seconds is not None, time.monotonic()
+    begun = time.monotonic()
     on_start(jobs)
     outcomes: dict[str, Outcome] = {}
     for job in [] if again else jobs:
@@ -106,7 +110,7 @@ def reproduce(
             outcomes[job.notebook] = _outcome_before(job, preset, paths)
             on_outcome(outcomes[job.notebook])
     left = [job for job in jobs if job.notebook not in outcomes]
-    stopping, running = Event(), []
+    stop = Stop()
     waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
     # Kernels store all that takes long in the cache, or where the user says.
     storing = nullcontext() if again else _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache))
@@ -117,23 +121,23 @@ def reproduce(
         on_cell(notebook, cell)
 
     pool = ThreadPoolExecutor(at_once)
-    with storing, log, this_python_as_kernel():
+    with storing, log, this_python_as_kernel(), _never_lost() as raise_lost_signal:
         try:
             for wave in waves:
-                running = [pool.submit(execute, job, preset, paths, tell_cell, stopping) for job in wave]
-                until = begun + slice_seconds - time.monotonic() if sliced else None
-                for done in as_completed(running, until):
-                    outcomes[done.result().notebook] = done.result()
-                    log.outcome(done.result().notebook)
-                    on_outcome(done.result())
+                running = {pool.submit(execute, job, preset, paths, tell_cell, stop) for job in wave}
+                while running:
+                    done, running = wait(running, LISTENING, FIRST_COMPLETED)
+                    raise_lost_signal()
+                    for outcome in (each.result() for each in done):
+                        outcomes[outcome.notebook] = outcome
+                        log.outcome(outcome.notebook)
+                        on_outcome(outcome)
+                    if running and slice_seconds is not None and time.monotonic() - begun >= slice_seconds:
+                        raise TimeoutError(TIME_IS_UP)
         except BaseException as error:  # interrupted, terminated, or the slice is over
             with _deaf():
-                stopping.set()
+                stop.kernels()
                 pool.shutdown(wait=False, cancel_futures=True)
-                reaper = Thread(target=_kill_kernels, args=[running], daemon=True)
-                reaper.start()
-                # Who goes on, after a slice, may start kernels of other notebooks: these must not be killed.
-                reaper.join(None if isinstance(error, TimeoutError) else REAPING)
                 for job in left:
                     _clear(paths.outputs / preset, job)
             if not isinstance(error, TimeoutError):
@@ -144,30 +148,78 @@ def reproduce(
     return [outcomes[job.notebook] for job in jobs], html.write(preset, paths)
 
 
-def _kill_kernels(running: Sequence[Future]) -> None:
-    """Kill this process's children until no notebook runs any more: a kernel may just be starting.
+class Stop:
+    """The end of a run before its time: its kernels are killed, and none is started any more."""
 
-    papermill needs a second or two to see that a kernel is dead; nobody has to wait for it.
-    """
-    while not all(each.done() for each in running):
-        for child in psutil.Process().children(recursive=True):
+    def __init__(self) -> None:
+        self._event, self._starting = Event(), Lock()
+        event, starting = self._event, self._starting
+
+        class Kernels(AsyncKernelManager):
+            """Kernels that the run can stop. One that is just being made is no child yet, and would be overlooked."""
+
+            async def _async_launch_kernel(self, kernel_cmd: list[str], **options: object) -> None:
+                with starting:
+                    if event.is_set():
+                        raise InterruptedError("the run is being stopped")
+                    await super()._async_launch_kernel(kernel_cmd, **options)
+
+        self.manager = Kernels
+
+    def is_set(self) -> bool:
+        """Whether the run has been stopped."""
+        return self._event.is_set()
+
+    def kernels(self) -> None:
+        """Kill this process's children, and see them dead: papermill would need a second or two to notice."""
+        with self._starting:
+            self._event.set()
+        children = psutil.Process().children(recursive=True)
+        for child in children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
-        time.sleep(0.02)
+        psutil.wait_procs(children, DYING)
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Without an ear for Ctrl-C and SIGTERM: a second one must not cut short what the first has begun."""
-    if current_thread() is not main_thread():  # only the main thread is told of signals
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+def _hearing(change: Callable[[Handler], Handler]) -> Iterator[None]:
+    """With other handlers of Ctrl-C and SIGTERM, made of those before; only the main thread is told of signals."""
+    ours = (signal.SIGINT, signal.SIGTERM) if current_thread() is main_thread() else ()
+    before = {number: signal.signal(number, change(signal.getsignal(number))) for number in ours}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _deaf() -> AbstractContextManager[None]:
+    """Without an ear for signals: a second one must not cut short what the first has begun."""
+    return _hearing(lambda before: signal.SIG_IGN)
+
+
+@contextmanager
+def _never_lost() -> Iterator[Callable[[], None]]:
+    """Gives what raises the exception of a signal that has come, again.
+
+    An exception is raised wherever the main thread is just then, and lost where that is an object's finaliser or the
+    callback of a weak reference, which Python lets nothing out of.
+    """
+    lost: list[Callable[[], object]] = []
+
+    def remembering(before: Handler) -> Handler:
+        def handler(number: int, frame: FrameType | None) -> None:
+            lost.append(lambda: before(number, frame))
+            before(number, frame)
+
+        return handler if callable(before) else before
+
+    def raise_lost_signal() -> None:
+        for again in lost:
+            again()
+
+    with _hearing(remembering):
+        yield raise_lost_signal
 
 
 def notebooks_at_once(jobs: Sequence[Job]) -> int:
@@ -194,10 +246,10 @@ def _copy(folder: Path, job: Job) -> Path:
     return folder / f".{job.notebook}.{os.getpid()}.ipynb"
 
 
-def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Event) -> Outcome:
+def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stop: Stop) -> Outcome:
     """Run one notebook and file its executed copy; whatever goes wrong in it is in the outcome, not raised.
 
-    Once `stopping` is set, kernels are killed, and what they leave is removed.
+    Once the run is stopped, what its kernel leaves is removed.
     """
     folder = paths.outputs / preset
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,7 +258,7 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
     error, begun = "", time.perf_counter()
 
     def on_start(cell: object, cell_index: int) -> None:
-        if stopping.is_set():
+        if stop.is_set():
             raise InterruptedError(job.notebook)
         on_cell(job.notebook, cell_index + 1)
 
@@ -216,6 +268,7 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
             copy,
             job.parameters,
             kernel_name="python3",
+            kernel_manager_class=stop.manager,
             progress_bar=False,
             start_timeout=START_TIMEOUT,
             coalesce_streams=True,
@@ -228,7 +281,7 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stopping: Even
     except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
         error = _one_line(f"{type(failure).__name__}: {failure}")
     remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
-    if stopping.is_set():
+    if stop.is_set():
         _clear(folder, job)
         return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
     results = paths.results(preset, job.notebook)
