@@ -1,5 +1,6 @@
 """Training and evaluation: it learns, repeats itself, takes every kind of data, and refuses what cannot be trained."""
 
+import time
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from tiny import INFO, image_set
 
 from leaklearn.leaks import Leak
 from leaklearn.learning import Recipe, evaluate, train
-from leaklearn.learning.train import fall_back, precision_of
+from leaklearn.learning.train import cpu_gains_by_bf16, fall_back, precision_of
 from leaklearn.models import build
 
 QUICK = Recipe(epochs=3, batch_size=16, lr=0.05)
@@ -117,12 +118,31 @@ def test_a_name_is_a_network_with_the_seeds_weights():
 
 def test_precision_follows_the_processor_and_the_network(monkeypatch):
     cpu, fast, other = torch.device("cpu"), build("airbench94", image_set(40), width=4), build("convnet", INFO, width=4)
-    for flags, expected in (({"avx512_bf16": True}, torch.bfloat16), ({"avx512_f": True}, None)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda flags=flags: flags)
+    for gains, expected in ((True, torch.bfloat16), (False, None)):
+        monkeypatch.setattr(import_module("leaklearn.learning.train"), "cpu_gains_by_bf16", lambda gains=gains: gains)
         assert precision_of(None, cpu, fast) is expected
         assert precision_of(None, cpu, other) is None
     assert precision_of("bf16", cpu, other) is torch.bfloat16
     assert precision_of("off", cpu, fast) is None
+
+
+@pytest.mark.parametrize(("slowed", "gains"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_a_processor_gains_by_bf16_where_it_is_faster_in_it(monkeypatch, slowed, gains):
+    monkeypatch.setattr(import_module("leaklearn.learning.train"), "cpu_has_bf16", lambda: True)
+    convolve = torch.nn.functional.conv2d
+
+    def slow(images, *args, **options):
+        time.sleep(0.3 if images.dtype == slowed else 0)
+        return convolve(images, *args, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", slow)
+    assert cpu_gains_by_bf16.__wrapped__() is gains
+
+
+def test_a_processor_without_the_instructions_is_not_measured(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    monkeypatch.setattr(torch.nn.functional, "conv2d", None)
+    assert cpu_gains_by_bf16.__wrapped__() is False
 
 
 def test_mixed_precision_on_a_cpu():

@@ -38,7 +38,7 @@ RISING = 0.005
 """Accuracy that the last third of a federation's rounds gains at least while it is still rising: half a point."""
 FEWEST = 4
 """Evaluations in that third from which a trend can be told."""
-EVALUATIONS = 36
+EVALUATIONS = 20
 """Of a federation, at most twice as many, evenly spread over its rounds."""
 
 

@@ -5,6 +5,7 @@ What a training needs to go on where it was killed (weights, momentum, averages,
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ LOOKAHEAD = 0.95
 
 PRECISIONS = {None: "off", torch.bfloat16: "bf16", torch.float16: "fp16"}
 """What autocast computes in, None for full precision, and the name that a recipe gives it."""
+
+GAIN = 1.2
+"""Times as fast as float32 that bf16 must be on a CPU for networks to be trained in it."""
 
 EVALUATED = 500
 """Images in one forward pass of `evaluate`; bounds the memory."""
@@ -296,8 +300,8 @@ def sgd(model: nn.Module, lr: float, momentum: float, weight_decay: float, norm_
 def precision_of(amp: str | None, device: torch.device, model: nn.Module) -> torch.dtype | None:
     """The type that autocast computes in, None for full precision.
 
-    None chooses: on a GPU bf16 where it has that, else fp16; on a CPU bf16 where it has instructions for it and the
-    network was measured to gain (`leaklearn.models.Architecture.bf16`), else full precision.
+    None chooses: on a GPU bf16 where it has that, else fp16; on a CPU bf16 where the network was measured to gain
+    (`leaklearn.models.Architecture.bf16`) and this processor is (`cpu_gains_by_bf16`), else full precision.
     """
     if amp is not None:
         return {name: precision for precision, name in PRECISIONS.items()}[amp]
@@ -305,13 +309,34 @@ def precision_of(amp: str | None, device: torch.device, model: nn.Module) -> tor
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     settings = getattr(model, "settings", {})
     gains = settings.get("name") in ARCHITECTURES and ARCHITECTURES[settings["name"]].bf16
-    return torch.bfloat16 if device.type == "cpu" and gains and cpu_has_bf16() else None
+    return torch.bfloat16 if device.type == "cpu" and gains and cpu_gains_by_bf16() else None
 
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 by instructions of its own: AVX512-BF16, AMX, or Arm's."""
     found = torch.cpu.get_capabilities()
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
+
+
+@functools.cache
+def cpu_gains_by_bf16() -> bool:
+    """Whether a convolution is at least `GAIN` times as fast in bf16 as in float32 here; takes a tenth of a second.
+
+    Instructions are not enough: an AMD processor with AVX512-BF16 was twice as fast in bf16, an Intel one with the same
+    instructions half as fast.
+    """
+    if not cpu_has_bf16():
+        return False
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    with torch.inference_mode():
+        for _ in range(6):  # in turns, for another process may take the core meanwhile; the first only warms up
+            for precision, taken in seconds.items():
+                images = torch.ones(8, 256, 16, 16, dtype=precision).to(memory_format=torch.channels_last)
+                weight = torch.ones(256, 256, 3, 3, dtype=precision).to(memory_format=torch.channels_last)
+                begin = perf_counter()
+                torch.nn.functional.conv2d(images, weight, padding=1)
+                taken.append(perf_counter() - begin)
+    return min(seconds[torch.float32]) >= GAIN * min(seconds[torch.bfloat16])
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:

@@ -25,10 +25,10 @@ def device() -> dict[str, object]:
     """Processor, its threads as torch uses them, whether networks that gain by it are trained in bf16; GPU or None."""
     import torch
 
-    from leaklearn.learning.train import cpu_has_bf16
+    from leaklearn.learning.train import cpu_gains_by_bf16
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    found = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "bf16": cpu_has_bf16()}
+    found = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "bf16": cpu_gains_by_bf16()}
     return {**found, "gpu": gpu, "platform": platform.platform()}
 
 
