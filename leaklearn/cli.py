@@ -113,7 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
     command.set_defaults(run=_data)
 
-    command = commands.add_parser("readme", help="write the README's table from the results of a preset")
+    command = commands.add_parser(
+        "readme", help="write README's findings and docs/results.md from the results of a preset"
+    )
     command.add_argument("--preset", default="laptop", help="whose results (default: laptop)")
     command.set_defaults(run=_readme)
     return parser
@@ -234,7 +236,7 @@ def _readme(options: argparse.Namespace, paths: Paths) -> int:
 
     results = readme.update(options.preset, paths)
     minutes = sum(found["minutes"] for found in results.values())
-    _say(f"README.md and docs/results.json: {len(results)} notebooks, {minutes:.0f} minutes")
+    _say(f"README.md, docs/results.md and docs/results.json: {len(results)} notebooks, {minutes:.0f} minutes")
     return 0
 
 

@@ -1,22 +1,30 @@
-"""The README's table: every notebook's question, minutes, the paper's figure, and its own headline from two presets.
+"""README's findings and docs/results.md, written from results: nobody types a number.
 
-A notebook says its headline itself (`run.headline`), and it stands in its `provenance.json`. The paper preset's are in
-the repository under `outputs/paper/`; the laptop preset's are kept in `docs/results.json`. So the table can be made
-again without running anything, and a test compares the two.
+Of every notebook README has its question and one plain sentence (`leaklearn.report.findings`), on the paper's data
+where the paper preset has measured it, else on the laptop preset's digits; `docs/results.md` has the paper's figure and
+the notebook's own headline (`run.headline`, in its `provenance.json`) from both presets. The paper preset's results are
+in the repository under `outputs/paper/`; the laptop preset's are kept in `docs/results.json`. So both pages can be made
+again without running anything, and a test compares them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 import nbformat
 
 from leaklearn.files import REPOSITORY, Paths, read_json, write_json, write_text
+from leaklearn.report.findings import dataset, finding
 from leaklearn.report.paper import STATEMENTS
 
-BEGIN = "<!-- This table is written by `make readme`. -->"
-END = "<!-- End of the table. -->"
-HEADER = "| notebook | the paper (CIFAR-10) | the paper's data sets, ours | digits, preset {}¹ | minutes² |"
+MARKS = {
+    "findings": ("<!-- These findings are written by `make readme`. -->", "<!-- End of the findings. -->"),
+    "table": ("<!-- This table is written by `make readme`. -->", "<!-- End of the table. -->"),
+}
+"""Lines around what is written, by its name."""
+FIRST = ("02", "03", "09")
+"""Notebooks whose findings open README."""
 PAPER = "paper"
 VERDICTS = "90_report"
 """The notebook whose headline is the verdicts on all claims; it stands above the table."""
@@ -25,49 +33,89 @@ Results = Mapping[str, Mapping[str, object]]
 
 
 def update(preset: str = "laptop", paths: Paths = REPOSITORY) -> Results:
-    """Write `docs/results.json` and the README's table from the results of a preset, and return the former.
+    """Write `docs/results.json`, `docs/results.md` and README's parts from the results of a preset; gives the first.
 
     Raises
     ------
     ValueError
-        If a notebook has no complete run under the preset, or no headline, or the README lacks the marks around its
-        table.
+        If a notebook has no complete run under the preset, or no headline, or a page lacks the marks around what is
+        written.
     """
-    file = paths.root / "README.md"
-    readme = file.read_text(encoding="utf-8")
     results = {name: _result(name, preset, paths) for name in paths.notebook_names()}
     for name, each in results.items():
         if not each:
             folder = paths.results(preset, name)
             raise ValueError(f"{name} has no complete run in {folder}: run `make reproduce PRESET={preset}` first")
-    new = replaced(readme, table(results, paths))
+    new = pages(results, paths)
     write_json(paths.root / "docs" / "results.json", results)
-    write_text(file, new)
+    for file, text in new.items():
+        write_text(paths.root / file, text)
     return results
 
 
+def pages(results: Results, paths: Paths = REPOSITORY) -> dict[str, str]:
+    """README.md and docs/results.md with what is written in them, from `results` and the paper preset's."""
+    readme = (paths.root / "README.md").read_text(encoding="utf-8")
+    readme = replaced(readme, "findings", findings(results, paths))
+    details = (paths.root / "docs" / "results.md").read_text(encoding="utf-8")
+    return {
+        "README.md": replaced(readme, "table", table(results, paths)),
+        "docs/results.md": replaced(details, "table", details_table(results, paths)),
+    }
+
+
 def _result(name: str, preset: str, paths: Paths) -> dict[str, object]:
-    """Minutes, headline and preset of a complete run; empty where there is none."""
+    """Minutes, headline, finding, data set and preset of a complete run; empty where there is none."""
     ran = read_json(paths.results(preset, name) / "provenance.json")
     if not ran:
         return {}
     if not ran.get("headline"):
         raise ValueError(f"{name} said no headline under the preset {preset}: run it again")
-    return {"minutes": max(0.1, round(ran["seconds"] / 60, 1)), "headline": ran["headline"], "preset": preset}
+    about = {"finding": finding(name, preset, paths), "dataset": dataset(name, preset, paths), "preset": preset}
+    return {"minutes": max(0.1, round(ran["seconds"] / 60, 1)), "headline": ran["headline"], **about}
+
+
+def _told(name: str, results: Results, paths: Paths) -> tuple[str, str]:
+    """The finding of a notebook and its data set: the paper preset's where there is one; else a dash."""
+    for each in (_result(name, PAPER, paths), results[name]):
+        if each.get("finding"):
+            return str(each["finding"]), str(each["dataset"])
+    return "–", "–"
+
+
+def findings(results: Results, paths: Paths = REPOSITORY) -> str:
+    """The findings that open README, as a Markdown list."""
+    names = [name for first in FIRST for name in results if name.startswith(first)]
+    told = [_told(name, results, paths) for name in names]
+    return "\n".join(
+        f"- {text} ({where}, notebook {name[:2]})" for name, (text, where) in zip(names, told, strict=True)
+    )
 
 
 def table(results: Results, paths: Paths = REPOSITORY) -> str:
-    """The Markdown table of `results` (the laptop preset's, as `update` gives them) and of `outputs/paper/`."""
-    presets = ", ".join(dict.fromkeys(str(each["preset"]) for each in results.values()))
-    lines = [*_verdicts(results, paths), HEADER.format(presets), "|---" * 5 + "|"]
-    for name in paths.notebook_names():
-        if name == VERDICTS:
-            continue
-        mine, link = results[name], f"[{name[:2]}: {question(name, paths)}](notebooks/{name}.ipynb)"
-        papers = _result(name, PAPER, paths).get("headline", "")
-        cells = (link, papers_figures(name), papers or "–", mine["headline"], f"{mine['minutes']:g}")
+    """README's Markdown table, a row a notebook, with the verdicts above it."""
+    lines = [*_verdicts(results, paths), "| notebook | found | data | minutes |", "|---" * 4 + "|"]
+    for name in _sections(results):
+        link = f"[{name[:2]}: {question(name, paths)}](notebooks/{name}.ipynb)"
+        cells = (link, *_told(name, results, paths), ceil(results[name]["minutes"]))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
+
+
+def details_table(results: Results, paths: Paths = REPOSITORY) -> str:
+    """The Markdown sections of docs/results.md: each notebook's figure of the paper and headlines of both presets."""
+    lines = []
+    for name in _sections(results):
+        mine, papers = results[name], _result(name, PAPER, paths).get("headline")
+        lines += [f"## [{name[:2]}: {question(name, paths)}](../notebooks/{name}.ipynb)", ""]
+        told = {"The paper (CIFAR-10)": papers_figures(name), "Preset paper": papers}
+        told[f"Preset {mine['preset']}, {mine['minutes']:g} minutes"] = mine["headline"]
+        lines += [line for what, text in told.items() if text for line in (f"**{what}:** {text}", "")]
+    return "\n".join(lines).rstrip()
+
+
+def _sections(results: Results) -> list[str]:
+    return [name for name in results if name != VERDICTS]
 
 
 def _verdicts(results: Results, paths: Paths) -> list[str]:
@@ -84,15 +132,16 @@ def question(name: str, paths: Paths = REPOSITORY) -> str:
 
 
 def papers_figures(name: str) -> str:
-    """The paper's figures that a notebook is compared with, each once."""
+    """The paper's figures that a notebook is compared with, each once; empty where there is none."""
     numbers = [each.paper for each in STATEMENTS if each.notebook == name and not each.claim and each.paper]
-    return "; ".join(numbers) or "–"
+    return "; ".join(numbers)
 
 
-def replaced(readme: str, new: str) -> str:
-    """The README with another table between its marks; a ValueError if it lacks them."""
-    before, first, rest = readme.partition(BEGIN)
-    _, last, after = rest.partition(END)
-    if not first or not last:
-        raise ValueError(f"README.md lacks the line {END if first else BEGIN!r} around its table")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+def replaced(page: str, name: str, new: str) -> str:
+    """The page with another text between the marks of this name; a ValueError if it lacks them."""
+    first, last = MARKS[name]
+    before, found, rest = page.partition(first)
+    _, end, after = rest.partition(last)
+    if not found or not end:
+        raise ValueError(f"the page lacks the line {last if found else first!r} around its {name}")
+    return f"{before}{first}\n\n{new}\n\n{last}{after}"
