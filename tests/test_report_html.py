@@ -1,5 +1,6 @@
 """The report page: one file, nothing fetched, everything in it that a run left, failures too."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 from tiny_project import add_notebook, make
 
+from leaklearn.files import write_json
 from leaklearn.report import start
 from leaklearn.report.claims import judge
 from leaklearn.report.figures import paper_chart, verdict_chart
@@ -85,6 +87,27 @@ def test_links_of_the_contents_lead_somewhere(project):
     assert {"claims", "00_shown", "01_absent", "02_failed", "provenance", "use"} <= set(inner)
     assert set(inner) <= targets
     assert ("html", {"lang": "en"}) in page.tags
+
+
+def test_files_that_are_linked_are_there(project):
+    file = write("laptop", project)
+    links = [attributes["href"] for tag, attributes in Page(file.read_text()).tags if tag == "a"]
+    outer = [link for link in links if not link.startswith(("#", "https://"))]
+    assert set(outer) == {"00_shown/fig_curve.pdf", "00_shown/notebook.ipynb", "00_shown/results.csv"}
+    assert all((file.parent / link).is_file() for link in outer)
+    (project.results("laptop", "00_shown") / "fig_curve.pdf").unlink()
+    assert "fig_curve.pdf" not in render("laptop", project)
+
+
+def test_findings_open_the_page(project):
+    assert 'id="findings"' not in render("laptop", project)
+    told = {"leak_rate": 0.781, "peeled_rate": 1.0, "accuracy_leak": 0.976, "accuracy_clean": 0.979}
+    write_json(project.results("laptop", "00_shown") / "metrics.json", told)
+    text = render("laptop", project)
+    assert text.index('id="findings"') < text.index('id="claims"')
+    sentence = "A malicious layer reads 78% of all clients' images in one round"
+    assert html.unescape(text).count(sentence) == 2  # once on top, once in its own section
+    assert '<a href="#00_shown">Notebook 00</a>' in text
 
 
 def test_what_a_run_left_is_shown(project):

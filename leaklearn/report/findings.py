@@ -15,6 +15,8 @@ import pandas as pd
 from leaklearn.files import REPOSITORY, Paths, read_json
 from leaklearn.report.names import label, measure
 
+OPENING = ("02", "03", "09", "01", "11")
+"""Notebooks whose findings open the report; README takes the first three."""
 EVEN = 1.0
 """Neurons for each image at which attacks on linear layers are told."""
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from leaklearn.files import REPOSITORY, Paths, read_json, write_text
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
+from leaklearn.report.findings import OPENING, finding
 from leaklearn.report.paper import KNOWN, STATEMENTS
 from leaklearn.report.tables import Table, short, shown
 
@@ -24,12 +26,17 @@ SHORTEST_FOLDED = (
     13  # rows: a longer table, or list of single numbers, is opened by a click, so that figures stay close
 )
 WIDEST_IN_PRINT = 8  # columns: a wider table is printed smaller
+COVERS = ("fig_pairs.png", "fig_reconstructions.png")
+"""Figures that may open the page, the best first."""
 SCREEN_DPI = 96  # pixels of a browser in an inch
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG as a data URI, with its file's name, caption, alternative text, and the size it was drawn for in pixels."""
+    """A PNG as a data URI, with its file's name, caption, alternative text, and the size it was drawn for in pixels.
+
+    `pdf` is the name of the same figure as a PDF; empty where there is none.
+    """
 
     file: str
     source: str
@@ -37,6 +44,7 @@ class Figure:
     alt: str
     width: int
     height: int
+    pdf: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,11 @@ class Section:
     Parameters
     ----------
     name, title, body, headline : str
-        The notebook's name, its first heading, the rest of its first cell and what it found, as HTML.
+        The notebook's name, its first heading, the rest of its first cell and what it found in full, as HTML.
+    finding : str
+        What it found, in one sentence.
+    executed : bool
+        Whether its executed copy is there to be opened.
     ran : dict
         Its `provenance.json`; empty when there is no complete run.
     error : str
@@ -61,6 +73,8 @@ class Section:
     title: str
     body: str
     headline: str = ""
+    finding: str = ""
+    executed: bool = False
     ran: dict = field(default_factory=dict)
     error: str = ""
     checks: list[str] = field(default_factory=list)
@@ -91,6 +105,8 @@ def render(preset: str, paths: Paths = REPOSITORY) -> str:
     environment.filters |= {"short": short, "signed": signed, "moment": moment, "words": words, "held": held}
     return environment.get_template("report.html.j2").render(
         preset=preset,
+        opening=_opening(sections),
+        cover=_cover(sections),
         style=(here / "report.css").read_text(encoding="utf-8"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         groups=_groups(claims),
@@ -107,6 +123,19 @@ def render(preset: str, paths: Paths = REPOSITORY) -> str:
         linked={each.name for each in sections},
         drawn={f"{each.name}/{figure.file}" for each in sections for figure in each.figures},
     )
+
+
+def _opening(sections: Sequence[Section]) -> list[Section]:
+    """The sections whose findings open the page, as many as `OPENING` names where there are so many."""
+    found = [each for each in sections if each.finding]
+    first = sorted((each for each in found if each.name[:2] in OPENING), key=lambda each: OPENING.index(each.name[:2]))
+    return [*first, *(each for each in found if each not in first)][: len(OPENING)]
+
+
+def _cover(sections: Sequence[Section]) -> Figure | None:
+    """The picture that opens the page: what a client trained on, above what the server read."""
+    figures = {figure.file: figure for each in reversed(sections) for figure in each.figures}
+    return next((figures[name] for name in COVERS if name in figures), None)
 
 
 def signed(text: str) -> str:
@@ -173,11 +202,13 @@ def section(name: str, preset: str, paths: Paths) -> Section:
         title=title,
         body=body,
         ran=ran,
+        executed="notebook.ipynb" in there,
         error=_failure(folder / "notebook.failed.ipynb"),
         checks=_checks(folder / "notebook.ipynb"),
         figures=[_figure(folder / file, captions.get(file, ""), title, bool(tables)) for file in pictures],
         tables=tables,
         headline=markdown2html_mistune(ran.get("headline", "")),
+        finding=finding(name, preset, paths) if ran else "",
         metrics={key.replace("_", " "): short(value) for key, value in read_json(folder / "metrics.json").items()},
     )
 
@@ -198,7 +229,9 @@ def _figure(file: Path, caption: str, title: str, tables: bool) -> Figure:
         scale = SCREEN_DPI / image.info.get("dpi", (SCREEN_DPI,))[0]
         width, height = (round(length * scale) for length in image.size)
     encoded = base64.b64encode(file.read_bytes()).decode("ascii")
-    return Figure(file.name, f"data:image/png;base64,{encoded}", caption, alt, width, height)
+    pdf = file.with_suffix(".pdf")
+    source = f"data:image/png;base64,{encoded}"
+    return Figure(file.name, source, caption, alt, width, height, pdf.name if pdf.is_file() else "")
 
 
 def _checks(notebook: Path) -> list[str]:

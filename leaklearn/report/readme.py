@@ -15,7 +15,7 @@ from math import ceil
 import nbformat
 
 from leaklearn.files import REPOSITORY, Paths, read_json, write_json, write_text
-from leaklearn.report.findings import dataset, finding
+from leaklearn.report.findings import OPENING, dataset, finding
 from leaklearn.report.paper import STATEMENTS
 
 MARKS = {
@@ -23,7 +23,7 @@ MARKS = {
     "table": ("<!-- This table is written by `make readme`. -->", "<!-- End of the table. -->"),
 }
 """Lines around what is written, by its name."""
-FIRST = ("02", "03", "09")
+FIRST = OPENING[:3]
 """Notebooks whose findings open README."""
 PAPER = "paper"
 VERDICTS = "90_report"
