@@ -6,6 +6,7 @@ from math import nan
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
 
 from leaklearn import store
 from leaklearn.attacks import RobbingTheFed
@@ -63,6 +64,41 @@ def test_what_inversion_came_to_is_kept_without_its_images(bench, tmp_path, monk
     shorter = replace(case, inversion=InversionSettings(images=40, iterations=1))
     with pytest.raises(pytest.fail.Exception, match="inverted again"):
         experiment.train_on_inverted(shorter)
+
+
+def test_what_has_finished_is_found_on_another_processor(bench, tmp_path, monkeypatch):
+    """Filters that are fitted to images, as airbench94's first, come out a little different there."""
+    monkeypatch.setenv(store.FOLDER, str(tmp_path))
+    monkeypatch.setattr(store, "WORTH", 0.0)
+    data = replace(bench.data, train=bench.data.train[:40])
+    few = replace(bench, data=data, seeds=(0,))
+    plan = replace(PLAN, clients=5, images_per_client=8, clients_per_round=1, local_steps=1)
+    case = experiment.Case(few, [plan], InversionSettings(images=40, iterations=2))
+    rounds = [plan.attacked(4.0)]
+
+    def measured():
+        tables = experiment.train_federations(case), experiment.train_on_leaks(few, plan, rounds)
+        return [*tables, experiment.train_centrally(few), experiment.train_on_inverted(case)]
+
+    first = measured()
+    for path in tmp_path.iterdir():
+        if not path.name.startswith(("rounds", "leaks", "centralised", "inverted")):
+            path.unlink()
+    build = Bench.network
+
+    def network(self, seed):
+        found = build(self, seed)
+        with torch.no_grad():
+            next(found.parameters()).mul_(1 + 1e-6)
+        return found
+
+    monkeypatch.setattr(Bench, "network", network)
+    for name in ("federate", "harvest", "_worth"):
+        monkeypatch.setattr(experiment, name, lambda *_, **__: pytest.fail("computed again"))
+    for mine, before in zip(measured(), first, strict=True):
+        pd.testing.assert_frame_equal(mine, before)
+    with pytest.raises(pytest.fail.Exception, match="computed again"):
+        experiment.train_on_leaks(few, plan, [plan.attacked(2.0)])
 
 
 def test_sources_are_compared_on_the_same_clients(bench, tmp_path):

@@ -96,7 +96,7 @@ def train_federations(case: Case) -> pd.DataFrame:
 
         settings = {"plan": repr(plan), "evaluate_every": every}
         made_by = [federate, evaluate, type(plan.protocol())]
-        found = _kept("rounds", bench, seed, clients, settings, made_by, history)
+        found = _kept("rounds", bench, seed, _images_of(clients), settings, made_by, history)
         seen = plan.clients_per_round * plan.protocol().images_per_client
         numbers = zip(found["round"], found["accuracy"], strict=True)
         return [{"alpha": _alpha(plan), "round": n, "images_seen": n * seen, "accuracy": a} for n, a in numbers]
@@ -115,11 +115,19 @@ def train_on_leaks(bench: Bench, plan: FederationPlan, rounds: Sequence[Round]) 
     """
 
     def measure(attacked: Round, seed: int) -> dict[str, object]:
-        found = attacked.run(bench, seed, plan.make_clients(bench.data.train, seed))
-        row = {"alpha": _alpha(plan), "attack": attacked.attack.name, "fc_factor": attacked.attack.fc_factor}
-        rates = {"leak_rate": found.score.leak_rate, "expected_leak_rate": attacked.expected_leak_rate}
-        worth = {"images": len(found.labelled), **rates, "accuracy": _worth(bench, found.labelled, seed)}
-        return {**row, **worth, "seconds": found.seconds}
+        clients = plan.make_clients(bench.data.train, seed)
+
+        def row() -> dict[str, float]:
+            found = attacked.run(bench, seed, clients)
+            worth = {"images": len(found.labelled), "leak_rate": found.score.leak_rate}
+            return {**worth, "accuracy": _worth(bench, found.labelled, seed), "seconds": found.seconds}
+
+        about = {"alpha": _alpha(plan), "attack": attacked.attack.name, "fc_factor": attacked.attack.fc_factor}
+        settings = {"round": repr(attacked), "recipe": asdict(bench.recipe)}
+        made_by = [type(attacked.attack), respond, quality, train]
+        kept = _kept("leaks", bench, seed, _images_of(clients), settings, made_by, row)
+        seconds = kept.pop("seconds")
+        return {**about, **kept, "expected_leak_rate": attacked.expected_leak_rate, "seconds": seconds}
 
     return bench.rows(rounds, measure, "leaks")
 
@@ -157,7 +165,7 @@ def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFra
         # Kept without the reconstructions, which would be hundreds of MB to take along.
         settings = {"inversion": repr(case.inversion), "origin": origin, "recipe": asdict(bench.recipe)}
         made_by = [GradientInversion, respond, restore_labels, quality, train]
-        return _kept("inverted", bench, seed, clients, settings, made_by, row)
+        return _kept("inverted", bench, seed, _images_of(clients), settings, made_by, row)
 
     return bench.rows(case.plans[:1], measure, "inversions")
 
@@ -165,7 +173,20 @@ def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFra
 def train_centrally(bench: Bench) -> pd.DataFrame:
     """Train on all images, once a seed: columns dataset, seed, images, accuracy."""
     images = bench.data.train
-    return bench.rows([images], lambda _, seed: {"images": len(images), "accuracy": _worth(bench, images, seed)})
+
+    def measure(_: ImageSet, seed: int) -> dict[str, float]:
+        settings = {"recipe": asdict(bench.recipe)}
+        return _kept(
+            "centralised",
+            bench,
+            seed,
+            {"all": images},
+            settings,
+            [train],
+            lambda: {"images": len(images), "accuracy": _worth(bench, images, seed)},
+        )
+
+    return bench.rows([images], measure)
 
 
 def by_source(
@@ -244,23 +265,32 @@ def _alpha(plan: FederationPlan) -> float:
     return IID if plan.alpha is None else plan.alpha
 
 
+def _images_of(clients: Sequence[Client]) -> dict[str, ImageSet]:
+    return {f"client {client.id}": client.data for client in clients}
+
+
 def _kept(
     what: str,
     bench: Bench,
     seed: int,
-    clients: Sequence[Client],
+    images: Mapping[str, ImageSet],
     settings: Mapping[str, object],
     made_by: Sequence[object],
     compute: Callable[[], Mapping[str, object]],
 ) -> dict[str, Any]:
-    """`kept_values` of what is measured with a bench's learner on the images of clients."""
+    """`kept_values` of what is measured with a bench's untrained learner on images.
+
+    The key holds the images as they came, and how the learner is made: what is computed on the way (first filters that
+    fit the images, reconstructions) differs in the last bit from one processor to the next.
+    """
     network, test = bench.network(seed), bench.data.test
     look = {name: value for name, value in bench.evaluation.keywords.items() if name != "images"}
     settings = {"seed": seed, "model": str(network), "device": bench.device, **look, **settings}
-    tensors = {"test images": test.images, "test labels": test.labels, **network.state_dict()}
-    for client in clients:
-        tensors |= {f"images of {client.id}": client.data.images, f"labels of {client.id}": client.data.labels}
-    return kept_values(what, settings, tensors.items(), [*made_by, type(network)], compute)
+    tensors = {"test images": test.images, "test labels": test.labels}
+    for name, each in images.items():
+        tensors |= {f"images of {name}": each.images, f"labels of {name}": each.labels}
+    found = kept_values(what, settings, tensors.items(), [*made_by, type(network)], compute)
+    return {name: nan if value is None else value for name, value in found.items()}  # JSON has no NaN
 
 
 def _worth(bench: Bench, images: ImageSet | Leak, seed: int) -> float:
