@@ -93,10 +93,11 @@ def test_results_appear_only_when_complete_and_replace_the_old_ones_whole(paths)
 
 
 def test_keys_and_headline_stand_in_the_provenance(paths):
-    run = start("00_first", VALUES, paths=paths)
+    run = start("00_first", {**VALUES, "seeds": [0, 1]}, paths=paths)
     frame = pd.DataFrame({"seed": [0, 1, 0, 1], "size": [1, 1, 2, 2], "accuracy": [0.5, 0.6, 0.7, 0.8]})
     run.table(frame, "training", by=["size"])
     assert run.headline("two\nlines") == "two lines"
+    assert run.seeds == "2 seeds"
     run.finish()
     told = json.loads((paths.results("laptop", "00_first") / "provenance.json").read_text())
     assert told["keys"] == {"training.csv": ["size"]}

@@ -30,6 +30,7 @@ from leaklearn import parameters
 from leaklearn.files import REPOSITORY, Paths, plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.report import provenance
 from leaklearn.report.tables import check_keys
+from leaklearn.report.verdicts import count_seeds
 from leaklearn.store import source_of_code
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -118,6 +119,11 @@ class Run:
         remove_abandoned(paths.outputs / preset, notebook)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds there are, in words: `3 seeds`."""
+        return count_seeds(len(self.parameters["seeds"]))
 
     def __repr__(self) -> str:
         return f"Run({self.notebook!r}, preset={self.preset!r}, folder={str(self.folder)!r})"
