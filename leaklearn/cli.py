@@ -32,8 +32,8 @@ examples:
   leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
   leaklearn data                                      data sets: here or not, where, how to get them
 
-Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
-the folder that the environment variable LEAKLEARN_DATA names.
+Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k and photos are
+looked for in the folder that the environment variable LEAKLEARN_DATA names.
 """
 
 

@@ -145,6 +145,7 @@ _NAMES: dict[str, Name] = {
     "detection": Name("detection", _VERMILION, "s"),
     # data sets
     "mnist5k": Name("mnist5k", _BLUE, "o"),
+    "photos": Name("photographs", _SKY, "P"),
     "mnist": Name("MNIST", _ORANGE, "s"),
     "fashion_mnist": Name("Fashion-MNIST", _GREEN, "D"),
     "cifar10": Name("CIFAR-10", _VERMILION, "^"),
