@@ -1,4 +1,4 @@
-"""Puts the notebooks and presets into the wheel, as leaklearn/project; everything else is in pyproject.toml."""
+"""Puts the notebooks and presets into the wheel, as leaklearn/packed; everything else is in pyproject.toml."""
 
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
@@ -15,10 +15,10 @@ class WithProject(build_py):
         super().run()
         if self.editable_mode:
             return
-        project = Path(self.build_lib, "leaklearn", "project")
-        rmtree(project, ignore_errors=True)  # of an earlier build
+        packed = Path(self.build_lib, "leaklearn", "packed")
+        rmtree(packed, ignore_errors=True)  # of an earlier build
         for name in ("notebooks", "params"):
-            copytree(name, project / name, ignore=ignore_patterns(".*"))
+            copytree(name, packed / name, ignore=ignore_patterns(".*"))
 
 
 setup(cmdclass={"build_py": WithProject})

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from leaklearn.files import REPOSITORY, Paths
+from leaklearn.files import Paths
+from leaklearn.project import PROJECT
 
 DESCRIPTION = """\
 How leaky is a federated-learning set-up, and what is a leak worth?
@@ -48,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def main(arguments: Sequence[str] | None = None, paths: Paths = REPOSITORY) -> int:
+def main(arguments: Sequence[str] | None = None, paths: Paths = PROJECT) -> int:
     """Run the command with `arguments` (by default those of the process) and return its exit code."""
     options = build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)

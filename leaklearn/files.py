@@ -1,8 +1,8 @@
 """Where the project keeps its files, and how they are written: whole or not at all.
 
-Every folder comes from `Paths`, absolute. The runner and the reports take a `Paths`; their default is `REPOSITORY`: the
-checkout that this package was imported from or, for a package from a wheel, the folder that `leaklearn init` wrote and
-that the process works in. A file is written under a temporary name in its folder, then renamed.
+Every folder comes from `Paths`, absolute: nothing depends on the working directory. The runner and the reports take a
+`Paths`; only their default, `REPOSITORY`, knows the checkout that this package was imported from. A file is written
+under a temporary name in its folder, then renamed.
 """
 
 import json
@@ -55,23 +55,7 @@ class Paths:
         return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
 
 
-PACKED = Path(__file__).resolve().parent / "project"
-"""Notebooks and presets inside a package from a wheel; a checkout does not have this folder."""
-
-
-def project(packed: Path, working: Path) -> Paths:
-    """The project to work in.
-
-    That is the checkout, whatever the working directory. A package from a wheel has none (`packed` is there): then it
-    is the nearest folder with `notebooks/` and `params/`, at `working` or above it, or else `working` itself.
-    """
-    if not packed.is_dir():
-        return Paths(packed.parents[1])
-    laid_out = (at for at in (working, *working.parents) if (at / "notebooks").is_dir() and (at / "params").is_dir())
-    return Paths(next(laid_out, working))
-
-
-REPOSITORY = project(PACKED, Path.cwd())
+REPOSITORY = Paths(Path(__file__).resolve().parents[1])
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from leaklearn import cli
-from leaklearn.files import PACKED, REPOSITORY, Paths, project
+from leaklearn.files import REPOSITORY, Paths
+from leaklearn.project import PACKED, project
 from leaklearn.runner import init
 
 PARTS = ("notebooks", "params")
@@ -61,7 +62,7 @@ def test_the_wheel_brings_all_notebooks_and_presets(editable, tmp_path, monkeypa
     from setuptools import Distribution
 
     monkeypatch.setattr(module.build_py, "run", lambda self: None)
-    stale = tmp_path / "leaklearn" / "project" / "notebooks" / "99_gone.ipynb"
+    stale = tmp_path / "leaklearn" / "packed" / "notebooks" / "99_gone.ipynb"
     stale.parent.mkdir(parents=True)
     stale.touch()
     monkeypatch.chdir(REPOSITORY.root)
@@ -71,7 +72,7 @@ def test_the_wheel_brings_all_notebooks_and_presets(editable, tmp_path, monkeypa
     if editable:
         assert stale.exists()  # nothing is done
     else:
-        assert contents(tmp_path / "leaklearn" / "project") == contents(REPOSITORY.root)
+        assert contents(tmp_path / "leaklearn" / "packed") == contents(REPOSITORY.root)
 
 
 def test_the_source_archive_has_what_the_wheel_is_built_from():
@@ -93,7 +94,7 @@ def test_a_checkout_is_its_own_project_wherever_one_works(tmp_path):
 
 
 def test_a_wheel_works_in_the_nearest_folder_laid_out_like_a_project(tmp_path):
-    packed = tmp_path / "site-packages" / "leaklearn" / "project"
+    packed = tmp_path / "site-packages" / "leaklearn" / "packed"
     packed.mkdir(parents=True)
     inside = tmp_path / "demo" / "notebooks"
     for part in PARTS:
@@ -104,7 +105,7 @@ def test_a_wheel_works_in_the_nearest_folder_laid_out_like_a_project(tmp_path):
 
 
 def test_a_wheel_writes_what_it_packs(tmp_path, monkeypatch):
-    packed = Paths(tmp_path / "project")
+    packed = Paths(tmp_path / "packed")
     packed.notebooks.mkdir(parents=True)
     packed.notebook("00_only").write_text("{}")
     monkeypatch.setattr(init, "PACKED", packed.root)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from leaklearn.files import PACKED, REPOSITORY, Paths, write_bytes
+from leaklearn.files import Paths, write_bytes
+from leaklearn.project import PACKED, PROJECT
 
 
 def init(folder: Path) -> list[Path]:
@@ -23,7 +24,7 @@ def init(folder: Path) -> list[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         why = "is a file" if folder.is_file() else "is not empty"
         raise ValueError(f"{folder} {why}, and nothing is overwritten: name a new folder")
-    source = Paths(PACKED) if PACKED.is_dir() else REPOSITORY
+    source = Paths(PACKED) if PACKED.is_dir() else PROJECT
     written = []
     for part in (source.notebooks, source.params):
         for file in sorted(part.rglob("[!.]*")):
