@@ -28,7 +28,7 @@ examples:
   leaklearn reproduce --only 03 --set "seeds=[0, 1]" dataset=cifar10
   leaklearn reproduce --list                          notebooks, their parameters and the presets
   nohup leaklearn reproduce --preset paper --nice 19 --jobs 1 &      hours, on what others leave of the machine;
-                                                      the same command goes on after a kill
+                                                      rerun it to resume after a kill
   leaklearn status --preset paper                     what is done, what runs, what is left and for how long
   leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
   leaklearn init demo                                 without a checkout: notebooks and presets in the folder demo
@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slice",
         type=float,
         metavar="SECONDS",
-        help="stop after so many seconds with exit code 75; the same command goes on from there",
+        help="stop after so many seconds with exit code 75; rerun to resume",
     )
     command.add_argument("--again", action="store_true", help="run what is finished too, and train everything anew")
     command.add_argument(
