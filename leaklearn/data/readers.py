@@ -115,6 +115,21 @@ def read_mnist5k(file: Path) -> tuple[Split, Split]:
 
 
 @dataclass(frozen=True)
+class Packaged:
+    """Reader of files that come with a package.
+
+    ``where`` finds their file or folder, or raises FileNotFoundError; ``read`` takes it and gives training and test
+    images.
+    """
+
+    where: Callable[[], Path]
+    read: Callable[[Path], tuple[Split, Split]]
+
+
+MNIST5K = Packaged(lambda: mnist5k_file(), read_mnist5k)
+
+
+@dataclass(frozen=True)
 class Idx:
     """Reader of four files in MNIST's IDX format, packed with gzip or not; unpacked in memory, so the folder may be
     read-only. ``sha256`` is by file, of the unpacked content.

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from leaklearn.files import REPOSITORY, Paths
+from leaklearn.files import Paths
+from leaklearn.project import PROJECT
 from leaklearn.report.paper import STATEMENTS, Statement
 from leaklearn.report.verdicts import NOT_RUN, VERDICTS, Finding
 
@@ -13,7 +14,7 @@ COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "un
 COLUMNS += ["notebook", "figure", "text"]
 
 
-def read_tables(preset: str, paths: Paths = REPOSITORY) -> dict[str, pd.DataFrame]:
+def read_tables(preset: str, paths: Paths = PROJECT) -> dict[str, pd.DataFrame]:
     """The result tables of a preset that claims are decided by, by name; one that no notebook has written is absent."""
     found = {}
     for name in dict.fromkeys(name for each in STATEMENTS for name in each.tables):

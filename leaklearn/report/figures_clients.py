@@ -94,8 +94,8 @@ def collisions_chart(clients: pd.DataFrame, places: pd.DataFrame, parts: int = 7
         means = (foreseen.groupby(group).mean(), clients[measure].groupby(group).mean())
         right.plot(*means, color=colour(key), marker=marker, label=f"{words}: mean of similar clients")
     ends = [foreseen.min(), foreseen.max()]
-    right.plot(ends, ends, color=PAPER_COLOUR, linestyle="--", label="as foreseen", zorder=1)
-    right.set(xlabel="leak rate foreseen from the client's labels", ylabel="leaked images, one step")
+    right.plot(ends, ends, color=PAPER_COLOUR, linestyle="--", label="as predicted", zorder=1)
+    right.set(xlabel="leak rate predicted from the client's labels", ylabel="leaked images, one step")
     right.set_title("Which clients leak less? (a dot a client)")
     right.legend(loc="lower right")
     for axis in (left.xaxis, right.xaxis, right.yaxis):

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from leaklearn.files import REPOSITORY, Paths, read_json
+from leaklearn.files import Paths, read_json
+from leaklearn.project import PROJECT
 from leaklearn.report.names import label, measure
 
 OPENING = ("02", "03", "09", "01", "11")
@@ -34,7 +35,7 @@ class Results:
         return frame[frame["dataset"] == frame["dataset"].iloc[0]]
 
 
-def finding(name: str, preset: str, paths: Paths = REPOSITORY) -> str:
+def finding(name: str, preset: str, paths: Paths = PROJECT) -> str:
     """What a notebook found under a preset, in one sentence.
 
     Empty where it has not run, where its tables are of an earlier form, and where what the sentence tells was not
@@ -47,7 +48,7 @@ def finding(name: str, preset: str, paths: Paths = REPOSITORY) -> str:
         return ""
 
 
-def dataset(name: str, preset: str, paths: Paths = REPOSITORY) -> str:
+def dataset(name: str, preset: str, paths: Paths = PROJECT) -> str:
     """The first data set that a notebook ran on under a preset, as it is written; empty where it has not run."""
     parameters = read_json(paths.results(preset, name) / "provenance.json").get("parameters", {})
     named = parameters.get("dataset") or next(iter(parameters.get("datasets", [])), "")

@@ -13,7 +13,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
-from leaklearn.files import REPOSITORY, Paths, read_json, write_text
+from leaklearn.files import Paths, read_json, write_text
+from leaklearn.project import PROJECT
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
 from leaklearn.report.findings import OPENING, finding
 from leaklearn.report.paper import KNOWN, STATEMENTS
@@ -83,14 +84,14 @@ class Section:
     metrics: dict[str, str] = field(default_factory=dict)
 
 
-def write(preset: str, paths: Paths = REPOSITORY) -> Path:
+def write(preset: str, paths: Paths = PROJECT) -> Path:
     """Write `outputs/<preset>/report.html` from what the preset's folder holds, and return its path."""
     file = paths.outputs / preset / "report.html"
     file.parent.mkdir(parents=True, exist_ok=True)
     return write_text(file, render(preset, paths))
 
 
-def render(preset: str, paths: Paths = REPOSITORY) -> str:
+def render(preset: str, paths: Paths = PROJECT) -> str:
     """The page as HTML text; nothing in it is fetched from anywhere."""
     claims = judge(read_tables(preset, paths))
     sections = [section(name, preset, paths) for name in paths.notebook_names()]

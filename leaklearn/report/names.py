@@ -110,9 +110,9 @@ _NAMES: dict[str, Name] = {
     "fedavg_partly": Name("from a partly trained one", _VERMILION, "s"),
     # clients that hold different classes
     "lll_own_bins": Name("one step, counted with bins fitted to each client", _PURPLE, "^"),
-    "lll_by_labels": Name("one step, foreseen from the labels", _BLACK, "X"),
+    "lll_by_labels": Name("one step, predicted from the labels", _BLACK, "X"),
     "lll_local_steps": Name("LOKI on the federation's local steps", _SKY, "D"),
-    "lll_silent": Name("local steps, counted as if every used bin fell silent", _GREEN, "P"),
+    "lll_silent": Name("local steps, counted as if every used bin became inactive", _GREEN, "P"),
     "labels_untrained": Name("labels of whole batches, network untrained", _GREEN, "^"),
     "labels_trained": Name("labels of whole batches, network trained by the federation", _PURPLE, "v"),
     # blanks beside a quality
@@ -145,6 +145,7 @@ _NAMES: dict[str, Name] = {
     "detection": Name("detection", _VERMILION, "s"),
     # data sets
     "mnist5k": Name("mnist5k", _BLUE, "o"),
+    "photos": Name("photographs", _SKY, "P"),
     "mnist": Name("MNIST", _ORANGE, "s"),
     "fashion_mnist": Name("Fashion-MNIST", _GREEN, "D"),
     "cifar10": Name("CIFAR-10", _VERMILION, "^"),

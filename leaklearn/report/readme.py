@@ -14,7 +14,8 @@ from math import ceil
 
 import nbformat
 
-from leaklearn.files import REPOSITORY, Paths, read_json, write_json, write_text
+from leaklearn.files import Paths, read_json, write_json, write_text
+from leaklearn.project import PROJECT
 from leaklearn.report.findings import OPENING, dataset, finding
 from leaklearn.report.paper import STATEMENTS
 
@@ -32,7 +33,7 @@ VERDICTS = "90_report"
 Results = Mapping[str, Mapping[str, object]]
 
 
-def update(preset: str = "laptop", paths: Paths = REPOSITORY) -> Results:
+def update(preset: str = "laptop", paths: Paths = PROJECT) -> Results:
     """Write `docs/results.json`, `docs/results.md` and README's parts from the results of a preset; gives the first.
 
     Raises
@@ -53,7 +54,7 @@ def update(preset: str = "laptop", paths: Paths = REPOSITORY) -> Results:
     return results
 
 
-def pages(results: Results, paths: Paths = REPOSITORY) -> dict[str, str]:
+def pages(results: Results, paths: Paths = PROJECT) -> dict[str, str]:
     """README.md and docs/results.md with what is written in them, from `results` and the paper preset's."""
     readme = (paths.root / "README.md").read_text(encoding="utf-8")
     readme = replaced(readme, "findings", findings(results, paths))
@@ -83,7 +84,7 @@ def _told(name: str, results: Results, paths: Paths) -> tuple[str, str]:
     return "–", "–"
 
 
-def findings(results: Results, paths: Paths = REPOSITORY) -> str:
+def findings(results: Results, paths: Paths = PROJECT) -> str:
     """The findings that open README, as a Markdown list."""
     names = [name for first in FIRST for name in results if name.startswith(first)]
     told = [_told(name, results, paths) for name in names]
@@ -92,7 +93,7 @@ def findings(results: Results, paths: Paths = REPOSITORY) -> str:
     )
 
 
-def table(results: Results, paths: Paths = REPOSITORY) -> str:
+def table(results: Results, paths: Paths = PROJECT) -> str:
     """README's Markdown table, a row a notebook, with the verdicts above it."""
     lines = [*_verdicts(results, paths), "| notebook | found | data | minutes |", "|---" * 4 + "|"]
     for name in _sections(results):
@@ -102,7 +103,7 @@ def table(results: Results, paths: Paths = REPOSITORY) -> str:
     return "\n".join(lines)
 
 
-def details_table(results: Results, paths: Paths = REPOSITORY) -> str:
+def details_table(results: Results, paths: Paths = PROJECT) -> str:
     """The Markdown sections of docs/results.md: each notebook's figure of the paper and headlines of both presets."""
     lines = []
     for name in _sections(results):
@@ -125,7 +126,7 @@ def _verdicts(results: Results, paths: Paths) -> list[str]:
     return [line for name, each in told.items() if each for line in (f"**{name}:** {each['headline']}.", "")]
 
 
-def question(name: str, paths: Paths = REPOSITORY) -> str:
+def question(name: str, paths: Paths = PROJECT) -> str:
     """What a notebook asks: its first heading."""
     first = nbformat.read(paths.notebook(name), as_version=4).cells[0].source
     return first.partition("\n")[0].lstrip("# ").strip()

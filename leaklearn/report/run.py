@@ -27,7 +27,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from leaklearn import parameters
-from leaklearn.files import REPOSITORY, Paths, plain, remove_abandoned, write_bytes, write_json, write_text
+from leaklearn.files import Paths, plain, remove_abandoned, write_bytes, write_json, write_text
+from leaklearn.project import PROJECT
 from leaklearn.report import provenance
 from leaklearn.report.tables import check_keys
 from leaklearn.report.verdicts import count_seeds
@@ -42,7 +43,7 @@ def start(
     *,
     filled: Collection[str] = (),
     each: Collection[str] = (),
-    paths: Paths = REPOSITORY,
+    paths: Paths = PROJECT,
 ) -> "Run":
     """Begin a run: take the parameters' values from the notebook and make an empty folder for its results.
 
