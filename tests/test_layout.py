@@ -17,6 +17,7 @@ ORDER = [
     "files",
     "store",
     "parameters",
+    "ranges",
     "torchvision_compat",
     "data",
     "models",

@@ -13,7 +13,6 @@ Everything is collected in a hidden folder beside `outputs/<preset>/<notebook>/`
 
 import io
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,13 +25,11 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from leaklearn import parameters
+from leaklearn import parameters, ranges
 from leaklearn.files import REPOSITORY, Paths, plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.report import provenance
 from leaklearn.report.tables import check_keys
 from leaklearn.store import source_of_code
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def start(
@@ -65,8 +62,8 @@ def start(
     ------
     ValueError
         If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
-        apart), a list is empty that must not be, or has not as many values as there are data sets, `threads` is below
-        1, or `preset` cannot be a folder's name.
+        apart), a list is empty that must not be, or has not as many values as there are data sets, a value is out of
+        its range (`leaklearn.ranges`), or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -87,11 +84,9 @@ def start(
                 raise ValueError(f"{notebook}: {name} is {value}, {many}; give one for each, or a single one for all")
         elif isinstance(value, list) and any(value.count(one) > 1 for one in value):
             raise ValueError(f"{notebook}: {name} is {value}; give each value once")
-    threads = values.get("threads", 1)
-    if threads < 1:
-        raise ValueError(f"{notebook}: threads is {threads}; at least one computes")
-    torch.set_num_threads(threads)
     preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
+    ranges.check(notebook, values)
+    torch.set_num_threads(values.get("threads", 1))
     return Run(notebook, preset, values, paths)
 
 
@@ -238,6 +233,6 @@ def replace_folder(new: Path, destination: Path) -> None:
 
 
 def _checked_name(name: str, what: str) -> str:
-    if not NAME.fullmatch(name):
+    if not ranges.NAME.fullmatch(name):
         raise ValueError(f"{what} {name!r} becomes the name of a file: use letters, digits, '_' and '-' only")
     return name
