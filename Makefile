@@ -7,6 +7,7 @@ ONLY   ?=
 SET    ?=
 DEVICE ?=
 JOBS   ?=
+LAB    ?=
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -32,10 +33,10 @@ export JUPYTER_PREFER_ENV_PATH := 1
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
-	@echo "Settings: PRESET=smoke|laptop|paper (or a folder you make in params/), ONLY=\"02 90\", SET=\"name=value ...\", JOBS=1, PYTHON=python3.12"
+	@echo "Settings: PRESET=smoke|laptop|paper (or a folder you make in params/), ONLY=\"02 90\", SET=\"name=value ...\", JOBS=1, LAB=--allow-root, PYTHON=python3.12"
 
 reproduce: $(STAMP)  ## run the notebooks with a preset (PRESET=laptop) and write outputs/<preset>/report.html
-	@$(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
+	@set -f; $(BIN)/python -m leaklearn reproduce --preset "$(PRESET)" $(if $(ONLY),--only $(ONLY)) $(if $(SET),--set $(SET)) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one papermill run
 	@if { $(CHROMIUM); } >/dev/null; then $(PLAYWRIGHT); fi
@@ -50,7 +51,9 @@ test-parameters: $(STAMP)  ## each notebook with each parameter changed once, th
 	@$(BIN)/python -m pytest -m "slow_parameter or not slow_parameter" tests/test_parameters.py
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir notebooks
+	@if [ "$$(id -u)" = 0 ] && [ -z "$(LAB)" ]; then \
+	  echo "make: JupyterLab does not start as root: be another user, or allow it: make lab LAB=--allow-root" >&2; exit 1; fi
+	@$(BIN)/jupyter lab --notebook-dir notebooks $(LAB)
 
 bench: $(STAMP)  ## run the benchmarks (DEVICE=cuda: gradient inversion on a GPU)
 	@$(BIN)/python -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("breaching") is None)' || \

@@ -120,14 +120,21 @@ class Leak:
 
     @classmethod
     def load(cls, path: str | Path) -> Leak:
-        """Read what `save` wrote; FileNotFoundError if it is not there, ValueError if it is damaged or no leak."""
+        """Read what `save` wrote.
+
+        FileNotFoundError if it is not there, ValueError if it is damaged, no leak or holds NaN.
+        """
         entry = _entry_at(path)
         if not entry.path.is_file():
             raise FileNotFoundError(f"no leak at {path}: {entry.path.name} is missing; run the attack again to make it")
         state = entry.load()
         if state is None:
             raise ValueError(f"{entry.path} is damaged ({entry.damage}); delete it and run the attack again")
-        return cls(**state.part("leak"), meta=state.values["meta"])
+        tensors = state.part("leak")
+        for name, value in tensors.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"{entry.path} holds NaN or infinite {name}; delete it and run the attack again")
+        return cls(**tensors, meta=state.values["meta"])
 
 
 def _entry_at(path: str | Path) -> Entry:

@@ -104,6 +104,47 @@ def test_a_damaged_mnist_file_is_named(mnist, name, unpacked, how):
     assert "\n" not in str(error.value)
 
 
+def bomb(file, size=2**28):
+    """A file of zeros, packed to a thousandth."""
+    with gzip.open(file, "wb", 1) as packed:
+        for _ in range(size // 2**24):
+            packed.write(bytes(2**24))
+
+
+@pytest.fixture
+def most(monkeypatch):
+    """The largest number of bytes that a gzip file was ever asked for."""
+    asked, read = [0], gzip.GzipFile.read
+
+    def counted(self, size=-1):
+        asked.append(size if size is not None and size >= 0 else 2**60)
+        return read(self, size)
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted)
+    monkeypatch.setattr(gzip, "decompress", lambda *args: pytest.fail("it is unpacked whole"))
+    return lambda: max(asked)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(mnist, tmp_path, most):
+    root, _ = mnist
+    file = root / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    bomb(file)
+    with pytest.raises(RuntimeError, match=rf"{file} is damaged \(it does not unpack: to more than the 47040016 bytes"):
+        load("mnist", root)
+    bomb(tmp_path / "mnist_5k.csv.gz")
+    with pytest.raises(RuntimeError, match=r"mnist_5k\.csv\.gz is damaged .*: pip install"):
+        readers.read_mnist5k(tmp_path / "mnist_5k.csv.gz")
+    assert most() < 2**26
+
+
+@pytest.mark.parametrize("name", ["MNIST/raw/t10k-labels-idx1-ubyte", "cifar-10-batches-py/data_batch_2"])
+def test_a_file_that_is_far_too_large_is_not_read(mnist, cifar10, name):
+    with (mnist[0] / name).open("wb") as file:
+        file.truncate(2**40)  # of holes, which take no room
+    with pytest.raises(RuntimeError, match=r"is damaged \(it has 1099511627776 bytes, the published one at most"):
+        load("mnist" if "MNIST" in name else "cifar10", mnist[0])
+
+
 def test_a_missing_mnist_file_is_named(mnist):
     root, _ = mnist
     (root / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()

@@ -211,7 +211,20 @@ def spoil_size(file):
     draw(file, 1, size=32)
 
 
-@pytest.mark.parametrize("spoil", [spoil_truncate, spoil_text, spoil_size], ids=["truncated", "text", "32 x 32"])
+def spoil_huge(file):
+    Image.new("1", (9000, 9000)).save(file, format="PNG")  # 81 million pixels in some kilobytes
+
+
+def spoil_bomb(file):
+    Image.new("1", (20_000, 20_000)).save(file, format="PNG")  # more than Pillow opens
+
+
+SPOILS = {
+    "truncated": spoil_truncate, "text": spoil_text, "32 x 32": spoil_size, "huge": spoil_huge, "bomb": spoil_bomb,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
 def test_a_damaged_image_is_named_and_nothing_is_kept(root, spoil):
     file = root / "tiny-imagenet-200" / "train" / "n02" / "images" / "n02_1.JPEG"
     spoil(file)
@@ -219,6 +232,17 @@ def test_a_damaged_image_is_named_and_nothing_is_kept(root, spoil):
         load("tinyimagenet", root)
     assert "\n" not in str(error.value)
     assert not list(root.rglob("*.safetensors*"))
+
+
+def test_an_image_of_another_size_is_not_decoded(root, monkeypatch):
+    file = root / "tiny-imagenet-200" / "train" / "n02" / "images" / "n02_1.JPEG"
+    spoil_huge(file)
+    convert = Image.Image.convert
+    monkeypatch.setattr(Image.Image, "convert", lambda image, mode: (sizes.add(image.size), convert(image, mode))[1])
+    sizes = set()
+    with pytest.raises(RuntimeError, match="it has 9000 x 9000 pixels, not 64 x 64"):
+        load("tinyimagenet", root)
+    assert sizes <= {(64, 64)}
 
 
 def test_a_missing_validation_image_is_named(root):

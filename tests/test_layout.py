@@ -1,7 +1,10 @@
 """The shape of the project: imports flow one way, modules stay small, notebooks follow one form."""
 
 import ast
+import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 
 import nbformat
 import pytest
@@ -18,6 +21,7 @@ ORDER = [
     "project",
     "store",
     "parameters",
+    "ranges",
     "torchvision_compat",
     "data",
     "models",
@@ -89,6 +93,33 @@ def test_files_of_the_report_are_packaged():
     patterns = project["tool"]["setuptools"]["package-data"]["leaklearn"]
     packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
     assert packaged >= {path for path in (PACKAGE / "report").iterdir() if path.is_file() and path.suffix != ".py"}
+
+
+def imported_packages(code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+
+
+def test_every_imported_package_is_declared():
+    project = tomllib.loads((REPOSITORY.root / "pyproject.toml").read_text())["project"]
+    declared = {
+        part: {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
+        for part, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items()
+    }
+    places = [("", file.read_text(encoding="utf-8")) for file in MODULES]
+    places += [("", parameters.code(file).replace("\n%", "\n#").removeprefix("%")) for file in NOTEBOOKS]
+    for folder, extra in (("tests", "test"), ("benchmarks", "bench")):
+        places += [(extra, file.read_text(encoding="utf-8")) for file in (REPOSITORY.root / folder).glob("*.py")]
+    own = {file.stem for folder in ("tests", "benchmarks") for file in (REPOSITORY.root / folder).glob("*.py")}
+    names = packages_distributions()
+    for extra, code in places:
+        for package in set(imported_packages(code)) - set(sys.stdlib_module_names) - own - {"leaklearn"}:
+            known = {name.lower() for name in names.get(package, [package])}
+            allowed = declared[""] | (set().union(*declared.values()) if extra else set())
+            assert known & allowed, f"{package} is imported, but not declared in pyproject.toml"
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda file: file.stem)

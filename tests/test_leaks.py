@@ -68,6 +68,15 @@ def test_damaged_leak_is_refused(tmp_path, harm, message):
         Leak.load(tmp_path / "leak")
 
 
+@pytest.mark.parametrize(("name", "value"), [("images", float("nan")), ("confidence", float("inf"))])
+def test_a_kept_leak_that_is_not_finite_is_refused(tmp_path, name, value):
+    leak = make()
+    getattr(leak, name)[1] = value
+    leak.save(tmp_path / "leak")
+    with pytest.raises(ValueError, match=rf"leak\.safetensors holds NaN or infinite {name}; delete it"):
+        Leak.load(tmp_path / "leak")
+
+
 def test_a_missing_leak_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"leak\.safetensors is missing"):
         Leak.load(tmp_path / "leak")

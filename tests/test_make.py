@@ -77,3 +77,42 @@ def test_a_failed_install_leaves_no_stamp_and_names_the_log(checkout):
     assert ".venv/install.log" in messages(done)[0]
     assert (checkout / ".venv" / "install.log").is_file()
     assert not (checkout / ".venv" / ".installed").exists()
+
+
+@pytest.fixture
+def built(checkout):
+    """A checkout whose environment is there already; its commands write down what they were called with."""
+    folder = checkout / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("python", "jupyter"):
+        (folder / name).write_text('#!/bin/sh\nfor word; do echo "<$word>"; done\n')
+        (folder / name).chmod(0o755)
+    (checkout / ".venv" / ".installed").write_text(f"{checkout}\n")
+    return checkout
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["seeds=[0, 1]", "seeds=[0, 1] dataset=cifar10", "'seeds=[0, 1]' lr=0.1", "seeds=[0,1]", "lr=[!a]* seeds=?"],
+)
+def test_set_may_hold_spaces_and_is_no_pattern_of_files(built, value):
+    (built / "seeds=0").write_text("a file that the shell would take seeds=[0,1] for")
+    done = make(built, "reproduce", "PRESET=smoke", f"SET={value}")
+    assert done.returncode == 0, done.stderr
+    words = [line[1:-1] for line in done.stdout.splitlines()]
+    assert words[:5] == ["-m", "leaklearn", "reproduce", "--preset", "smoke"]
+    assert words[5] == "--set"
+    assert " ".join(words[6:]) == value.replace("'", "")  # which `plan` takes apart at the names
+
+
+def test_lab_as_root_says_what_to_do(built):
+    root = script(built, "echo 0").rename(built / "id")
+    path = f"{root.parent}:{os.environ['PATH']}"
+    done = make(built, "lab", PATH=path)
+    assert done.returncode != 0
+    assert messages(done) == [
+        "make: JupyterLab does not start as root: be another user, or allow it: make lab LAB=--allow-root"
+    ]
+    assert "<--allow-root>" in make(built, "lab", "LAB=--allow-root", PATH=path).stdout
+    script(built, "echo 1000").rename(built / "id")
+    assert make(built, "lab", PATH=path).stdout.split() == ["<lab>", "<--notebook-dir>", "<notebooks>"]

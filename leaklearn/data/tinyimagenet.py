@@ -138,13 +138,13 @@ def decode(files: Sequence[Path]) -> np.ndarray:
     def decode_some(first: int) -> None:
         for position, file in enumerate(files[first : first + _AT_A_TIME], first):
             try:
-                with Image.open(file) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow reports broken files in all three ways
+                with Image.open(file) as image:  # which reads no more than the header
+                    size = image.size
+                    pixels = np.asarray(image.convert("RGB")) if size == (SIZE, SIZE) else None
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all ways of Pillow
                 raise damaged(file, f"it does not decode: {str(error).splitlines()[0]}", _WAY_OUT) from None
-            if pixels.shape != (SIZE, SIZE, 3):
-                found = f"it has {pixels.shape[1]} x {pixels.shape[0]} pixels, not {SIZE} x {SIZE}"
-                raise damaged(file, found, _WAY_OUT)
+            if pixels is None:
+                raise damaged(file, f"it has {size[0]} x {size[1]} pixels, not {SIZE} x {SIZE}", _WAY_OUT)
             images[position] = pixels.transpose(2, 0, 1)
 
     log.info("decoding %d images", len(files))

@@ -1,5 +1,6 @@
 """The table of claims: every claim and number of the paper, what was measured, and the verdict."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -7,19 +8,30 @@ import pandas as pd
 
 from leaklearn.files import Paths
 from leaklearn.project import PROJECT
+from leaklearn.report import results
 from leaklearn.report.paper import STATEMENTS, Statement
 from leaklearn.report.verdicts import NOT_RUN, VERDICTS, Finding
+
+log = logging.getLogger(__name__)
 
 COLUMNS = ["claim", "detail", "dataset", "paper", "measured", "low", "high", "unit", "target", "verdict", "why"]
 COLUMNS += ["notebook", "figure", "text"]
 
 
 def read_tables(preset: str, paths: Paths = PROJECT) -> dict[str, pd.DataFrame]:
-    """The result tables of a preset that claims are decided by, by name; one that no notebook has written is absent."""
+    """The result tables of a preset that claims are decided by, by name.
+
+    One that no notebook has written is absent, and one that is damaged, which a warning names.
+    """
+    wanted = dict.fromkeys(f"{name}.csv" for each in STATEMENTS for name in each.tables)
     found = {}
-    for name in dict.fromkeys(name for each in STATEMENTS for name in each.tables):
-        for file in sorted((paths.outputs / preset).glob(f"[0-9]*/{name}.csv")):
-            found[name] = pd.read_csv(file)
+    for folder in sorted((paths.outputs / preset).glob("[0-9]*")):
+        damage = results.damage(folder)
+        for name in wanted:
+            if name in damage:
+                log.warning("%s; no claim is decided by it: run %s again", damage[name], folder.name)
+            elif (folder / name).is_file():
+                found[name.removesuffix(".csv")] = results.table(folder / name)
     return found
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from leaklearn.files import Paths, read_json
+from leaklearn.files import Paths
 from leaklearn.project import PROJECT
+from leaklearn.report import results
 from leaklearn.report.names import label, measure
 
 OPENING = ("02", "03", "09", "01", "11")
@@ -27,30 +28,30 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.metrics = read_json(folder / "metrics.json")
+        self.metrics = results.record(folder / "metrics.json")
 
     def table(self, name: str) -> pd.DataFrame:
         """A table's rows of its first data set; raises FileNotFoundError where the notebook did not write it."""
-        frame = pd.read_csv(self.folder / f"{name}.csv")
+        frame = results.table(self.folder / f"{name}.csv")
         return frame[frame["dataset"] == frame["dataset"].iloc[0]]
 
 
 def finding(name: str, preset: str, paths: Paths = PROJECT) -> str:
     """What a notebook found under a preset, in one sentence.
 
-    Empty where it has not run, where its tables are of an earlier form, and where what the sentence tells was not
-    measured.
+    Empty where it has not run, where its tables are damaged or of an earlier form, and where what the sentence tells
+    was not measured.
     """
     sentence = SENTENCES.get(name[:2])
     try:
         return sentence(Results(paths.results(preset, name))) if sentence else ""
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, LookupError, ValueError, TypeError):
         return ""
 
 
 def dataset(name: str, preset: str, paths: Paths = PROJECT) -> str:
     """The first data set that a notebook ran on under a preset, as it is written; empty where it has not run."""
-    parameters = read_json(paths.results(preset, name) / "provenance.json").get("parameters", {})
+    parameters = results.provenance(paths.results(preset, name)).get("parameters", {})
     named = parameters.get("dataset") or next(iter(parameters.get("datasets", [])), "")
     return label(named) if named else ""
 

@@ -13,8 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
-from leaklearn.files import Paths, read_json, write_text
+from leaklearn.files import Paths, write_text
 from leaklearn.project import PROJECT
+from leaklearn.report import results
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
 from leaklearn.report.findings import OPENING, finding
 from leaklearn.report.paper import KNOWN, STATEMENTS
@@ -29,6 +30,8 @@ SHORTEST_FOLDED = (
 WIDEST_IN_PRINT = 8  # columns: a wider table is printed smaller
 COVERS = ("fig_pairs.png", "fig_reconstructions.png")
 """Figures that may open the page, the best first."""
+TOLD = {"device", "git", "parameters", "peak_memory_mib", "seconds", "started", "versions"}
+"""What the page tells of every run."""
 SCREEN_DPI = 96  # pixels of a browser in an inch
 
 
@@ -63,7 +66,7 @@ class Section:
     ran : dict
         Its `provenance.json`; empty when there is no complete run.
     error : str
-        The last failure that no later success has followed; empty when there is none.
+        The last failure that no later success has followed, and the files that are damaged; empty when all is well.
     checks : list of str
         Printed lines of the cells whose outputs the tests compare.
     figures, tables, metrics
@@ -189,28 +192,39 @@ def section(name: str, preset: str, paths: Paths) -> Section:
     """Collect what the notebook `name` left under `preset`."""
     title, body = _heading(paths.notebook(name))
     folder = paths.results(preset, name)
-    ran = read_json(folder / "provenance.json")
+    damage = results.damage(folder)
+    ran = {} if "provenance.json" in damage else results.provenance(folder)
+    if lacking := sorted(TOLD - set(ran)) if ran else []:
+        damage["provenance.json"] = f"{folder / 'provenance.json'} is damaged: it lacks {', '.join(lacking)}"
+        ran = {}
     captions, keys = ran.get("captions", {}), ran.get("keys", {})
-    there = sorted(path.name for path in folder.glob("*"))
+    there = sorted(path.name for path in folder.glob("*") if path.name not in damage)
     files = [*(name for name in captions if name in there), *(name for name in there if name not in captions)]
     tables = []
     for file in files:
         if file.endswith(".csv") and file != "claims.csv":  # the claims open the page
-            tables.append((file, captions.get(file, ""), shown(pd.read_csv(folder / file), keys.get(file))))
-    pictures = [file for file in files if file.endswith(".png")]
+            tables.append((file, captions.get(file, ""), shown(results.table(folder / file), keys.get(file))))
+    pictures = []
+    for file in (file for file in files if file.endswith(".png")):
+        try:
+            pictures.append(_figure(folder / file, captions.get(file, ""), title, bool(tables)))
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            damage[file] = f"{folder / file} is damaged: {error}"
+    metrics = {} if "metrics.json" in damage else results.record(folder / "metrics.json")
+    lost = [f"{reason.removeprefix(f'{folder}/')}: run the notebook again" for reason in damage.values()]
     return Section(
         name=name,
         title=title,
         body=body,
         ran=ran,
         executed="notebook.ipynb" in there,
-        error=_failure(folder / "notebook.failed.ipynb"),
+        error="; ".join(filter(None, [_failure(folder / "notebook.failed.ipynb"), *lost])),
         checks=_checks(folder / "notebook.ipynb"),
-        figures=[_figure(folder / file, captions.get(file, ""), title, bool(tables)) for file in pictures],
+        figures=pictures,
         tables=tables,
         headline=markdown2html_mistune(ran.get("headline", "")),
-        finding=finding(name, preset, paths) if ran else "",
-        metrics={key.replace("_", " "): short(value) for key, value in read_json(folder / "metrics.json").items()},
+        finding=finding(name, preset, paths) if ran and not damage else "",
+        metrics={key.replace("_", " "): short(value) for key, value in metrics.items()},
     )
 
 
@@ -257,5 +271,7 @@ def _executed(notebook: Path) -> list[nbformat.NotebookNode] | None:
     """Cells of an executed copy, None where it is missing or damaged: the rest of the page is still worth having."""
     try:
         return nbformat.read(notebook, as_version=4).cells
-    except (FileNotFoundError, ValueError):  # nbformat's own errors are of the latter kind
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, LookupError, AttributeError):  # nbformat's own errors, and of JSON of another form
         return None

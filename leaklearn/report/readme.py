@@ -14,10 +14,11 @@ from math import ceil
 
 import nbformat
 
-from leaklearn.files import Paths, read_json, write_json, write_text
+from leaklearn.files import Paths, write_json, write_text
 from leaklearn.project import PROJECT
 from leaklearn.report.findings import OPENING, dataset, finding
 from leaklearn.report.paper import STATEMENTS
+from leaklearn.report.results import damage, provenance
 
 MARKS = {
     "findings": ("<!-- These findings are written by `make readme`. -->", "<!-- End of the findings. -->"),
@@ -39,8 +40,8 @@ def update(preset: str = "laptop", paths: Paths = PROJECT) -> Results:
     Raises
     ------
     ValueError
-        If a notebook has no complete run under the preset, or no headline, or a page lacks the marks around what is
-        written.
+        If a notebook has no complete run under the preset, a damaged file, or no headline, or a page lacks the marks
+        around what is written.
     """
     results = {name: _result(name, preset, paths) for name in paths.notebook_names()}
     for name, each in results.items():
@@ -67,7 +68,10 @@ def pages(results: Results, paths: Paths = PROJECT) -> dict[str, str]:
 
 def _result(name: str, preset: str, paths: Paths) -> dict[str, object]:
     """Minutes, headline, finding, data set and preset of a complete run; empty where there is none."""
-    ran = read_json(paths.results(preset, name) / "provenance.json")
+    folder = paths.results(preset, name)
+    for reason in damage(folder).values():
+        raise ValueError(f"{reason}; run `leaklearn reproduce --preset {preset} --only {name[:2]}` first")
+    ran = provenance(folder)
     if not ran:
         return {}
     if not ran.get("headline"):

@@ -11,30 +11,30 @@ Everything is collected in a hidden folder beside `outputs/<preset>/<notebook>/`
 `finish`. So that folder always holds one complete run: one that fails or is killed leaves the results before it alone.
 """
 
+import errno
 import io
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from leaklearn import parameters
+from leaklearn import parameters, ranges
 from leaklearn.files import Paths, plain, remove_abandoned, write_bytes, write_json, write_text
 from leaklearn.project import PROJECT
-from leaklearn.report import provenance
+from leaklearn.report import provenance, results
 from leaklearn.report.tables import check_keys
 from leaklearn.report.verdicts import count_seeds
 from leaklearn.store import source_of_code
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def start(
@@ -67,8 +67,8 @@ def start(
     ------
     ValueError
         If there is no such notebook, a parameter has no value yet or lists one twice (which no table could tell
-        apart), a list is empty that must not be, or has not as many values as there are data sets, `threads` is below
-        1, or `preset` cannot be a folder's name.
+        apart), a list is empty that must not be, or has not as many values as there are data sets, a value is out of
+        its range (`leaklearn.ranges`), or `preset` cannot be a folder's name.
     """
     file = paths.notebook(notebook)
     if not file.is_file():
@@ -89,11 +89,9 @@ def start(
                 raise ValueError(f"{notebook}: {name} is {value}, {many}; give one for each, or a single one for all")
         elif isinstance(value, list) and any(value.count(one) > 1 for one in value):
             raise ValueError(f"{notebook}: {name} is {value}; give each value once")
-    threads = values.get("threads", 1)
-    if threads < 1:
-        raise ValueError(f"{notebook}: threads is {threads}; at least one computes")
-    torch.set_num_threads(threads)
     preset = _checked_name(str(namespace.get("preset", "smoke")), "preset")
+    ranges.check(notebook, values)
+    torch.set_num_threads(values.get("threads", 1))
     return Run(notebook, preset, values, paths)
 
 
@@ -117,7 +115,7 @@ class Run:
         self._headline = ""
         self._metrics: dict[str, object] = {}
         self._started, self._clock = datetime.now(UTC), time.perf_counter()
-        remove_abandoned(paths.outputs / preset, notebook)
+        clear(self.destination)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
@@ -218,6 +216,7 @@ class Run:
             "headline": self._headline,
             "captions": self.captions,
             "keys": self.keys,
+            "files": results.digests(self.folder),
         }
 
 
@@ -236,15 +235,70 @@ def must_hold(text: str, test: Callable[[], object]) -> None:
 
 
 def replace_folder(new: Path, destination: Path) -> None:
-    """Put `new` in the place of `destination`; what was there is set aside first and removed last."""
+    """Put `new` in the place of `destination`; what was there is set aside first and removed last.
+
+    All of it is on the disk before the first rename: a machine that loses its power has the old or the new. A process
+    that is killed between the two renames leaves both to `recover`.
+    """
+    for path in [*new.iterdir(), new]:
+        _sync(path)
     aside = destination.with_name(f"{new.name}.old")
-    if destination.exists():
-        os.replace(destination, aside)
-    os.replace(new, destination)
+    while True:
+        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(destination, aside)
+        try:
+            os.replace(new, destination)
+            break
+        except OSError as error:  # another run has put its results there in between
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    _sync(destination.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def recover(destination: Path) -> None:
+    """Put results in their place where a kill between the two renames of `replace_folder` has left it empty.
+
+    They are the new ones, which were complete by then.
+    """
+    if destination.exists():
+        return
+    for aside in sorted(destination.parent.glob(f".{destination.name}.*.old")):
+        new = aside.with_suffix("")
+        process = new.suffix.removeprefix(".")
+        if process.isdigit() and is_gone(int(process), aside):
+            with suppress(OSError):  # another process recovers them too
+                os.replace(new if (new / "provenance.json").is_file() else aside, destination)
+                return
+
+
+def clear(destination: Path) -> None:
+    """Remove what a killed run has left beside the folder of its results, which it would have replaced."""
+    recover(destination)
+    remove_abandoned(destination.parent, destination.name)
+
+
+def is_gone(process: int, path: Path) -> bool:
+    """Whether the process that has made a file is no more; another that has its number now began after it."""
+    try:
+        return process == os.getpid() or psutil.Process(process).create_time() > path.stat().st_mtime + 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return True
+
+
+def _sync(path: Path) -> None:
+    """See a file or folder on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDWR if path.is_file() and os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _checked_name(name: str, what: str) -> str:
-    if not NAME.fullmatch(name):
+    if not ranges.NAME.fullmatch(name):
         raise ValueError(f"{what} {name!r} becomes the name of a file: use letters, digits, '_' and '-' only")
     return name

@@ -1,19 +1,22 @@
 """Which notebooks run with which parameters, all of it checked before the first one starts.
 
 A preset is a folder of `params/` whose YAML files hold only what differs from a notebook's own defaults; the preset
-`smoke` is those defaults. papermill merely logs a parameter that it does not know, so unknown names and wrong types are
-refused here.
+`smoke` is those defaults. papermill merely logs a parameter that it does not know, so unknown names, wrong types and
+values out of their range (`leaklearn.ranges`) are refused here.
 """
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from math import isfinite, nan
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 
-from leaklearn import parameters
+from leaklearn import parameters, ranges
 from leaklearn.files import Paths
 from leaklearn.parameters import Parameter
 
@@ -34,30 +37,41 @@ class Job:
 
 
 def presets(paths: Paths) -> list[str]:
-    """Names of the presets: `smoke`, and the folders of `params/`."""
-    return [DEFAULTS, *sorted(path.name for path in paths.params.glob("*") if path.is_dir() and path.name != DEFAULTS)]
+    """Names of the presets: `smoke`, and the folders of `params/` that are not hidden."""
+    folders = sorted(path.name for path in paths.params.glob("[!.]*") if path.is_dir())
+    return [DEFAULTS, *(name for name in folders if name != DEFAULTS)]
 
 
 def plan(preset: str, only: Iterable[str], assignments: Iterable[str], paths: Paths) -> list[Job]:
     """The notebooks to run, in order, with their parameters.
 
     `only` holds names of notebooks, or beginnings that fit one notebook, such as `"02"`; all notebooks when empty. Each
-    of the `assignments`, `name=value`, goes to every chosen notebook that has the parameter, over what the preset says.
-    The first preset, notebook, file, name or value that cannot be used is a ValueError with the nearest valid one.
+    of the `assignments`, `name=value`, goes to every chosen notebook that has the parameter, over what the preset says;
+    one that a shell has cut at spaces, as `seeds=[0,` and `1]`, is put together again. The first preset, notebook,
+    file, name or value that cannot be used is a ValueError that says what could be.
     """
     if preset not in presets(paths):
         raise ValueError(f"unknown preset {preset!r}; {nearest(preset, presets(paths))}")
+    if not ranges.NAME.fullmatch(preset):
+        folder = _short(paths.params / preset, paths)
+        raise ValueError(f"{folder} cannot be a preset's folder: use letters, digits, '_' and '-' only")
     names = paths.notebook_names()
     if not names:
         raise ValueError(f"there are no notebooks in {paths.notebooks}")
     chosen = sorted({_notebook(name, names) for name in only}) or names
-    for file in sorted((paths.params / preset).glob("*.y*ml")):
-        if file.stem not in names:
+    for file in sorted((paths.params / preset).glob("*.*")):
+        if file.suffix.lower() in (".yaml", ".yml") and file.suffix != ".yaml":
+            raise ValueError(f"{_short(file, paths)} is not read: rename it to {file.stem}.yaml")
+        if file.suffix == ".yaml" and file.stem not in names:
             raise ValueError(f"{_short(file, paths)} belongs to no notebook; {nearest(file.stem, names)}")
     declared = {name: parameters.read(paths.notebook(name)) for name in chosen}
     values = {name: _from_preset(preset, name, declared[name], paths) for name in chosen}
-    for assignment in assignments:
-        _assign(assignment, declared, values)
+    for assignment in re.split(r"\s+(?=[A-Za-z_]\w*=)", " ".join(assignments).strip()):
+        if assignment:
+            _assign(assignment, declared, values)
+    for name in chosen:
+        defaults = {parameter.name: parameter.default for parameter in declared[name].values()}
+        ranges.check(name, defaults | values[name])
     return [Job(name, values[name], bool(parameters.tagged(paths.notebook(name), READS_OTHERS))) for name in chosen]
 
 
@@ -68,7 +82,7 @@ def check(parameter: Parameter, value: object, where: str) -> None:
     hint = ""
     if "float" in parameter.type and _hides_number(value):
         hint = "; a float in YAML needs a dot, 1.0e-3 rather than 1e-3, and no quotes"
-    given = f"{value!r} ({type(value).__name__})"
+    given = f"{ranges.shortened(value)} ({type(value).__name__})"
     raise ValueError(f"{where}: {parameter.name} must be {parameter.type}, not {given}{hint}")
 
 
@@ -104,10 +118,9 @@ def _from_preset(preset: str, notebook: str, declared: Mapping[str, Parameter], 
 
 def _load(file: Path, paths: Paths) -> dict:
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{_short(file, paths)} cannot be read as YAML: {reason}") from error
+        values = yaml_value(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_short(file, paths)} cannot be read as YAML: {error}") from error
     if values is None:  # a file of comments only
         return {}
     if not isinstance(values, dict):
@@ -128,7 +141,10 @@ def _assign(assignment: str, declared: dict[str, dict[str, Parameter]], values: 
         raise ValueError(f"--set: no chosen notebook has a parameter {name!r}; {nearest(name, known)}")
     for notebook in takers:
         parameter = declared[notebook][name]
-        value = text if parameter.type == "str" else _value(text)
+        try:
+            value = text if parameter.type == "str" else _value(text)
+        except ValueError as error:
+            raise ValueError(f"--set: {name} must be {parameter.type}, and {text[:80]!r} is none: {error}") from None
         check(parameter, value, f"--set for {notebook}")
         values[notebook][name] = value
 
@@ -137,12 +153,57 @@ def _value(text: str) -> object:
     """What a text on the command line stands for: a Python literal (`1e-3`, `[1, 2]`), else YAML (`true`, `[a, b]`)."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # the last two of deep brackets
+        return yaml_value(text)
+
+
+class Loader(yaml.SafeLoader):
+    """YAML of which nothing has two meanings: no key twice, no octal or sexagesimal number, no date, no reference."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node, index: object) -> yaml.Node:
+        """Refuse references, by which ten lines become gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"*{self.peek_event().anchor} refers to another value; write the value itself")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Refuse a key that stands there twice."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"{twice[0]} is given twice")
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """The number that Python would read too, and a finite one."""
+        text = node.value.replace("_", "")
+        try:
+            number = int(text, 0) if node.tag.endswith(":int") else float(text)
+        except ValueError:
+            number = nan
+        if not isfinite(number):
+            raise yaml.YAMLError(
+                f"{node.value[:40]} is no plain finite number; write it in decimal digits, or in quotes"
+            )
+        return number
+
+
+for _kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", Loader.construct_number)
+
+
+def yaml_value(text: str) -> object:
+    """The value of a YAML text; a ValueError says in one line what is wrong with it."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return yaml.load(text, Loader)  # a SafeLoader
+    except RecursionError:
+        raise ValueError("its brackets are too deep") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _fits(value: object, kind: ast.expr) -> bool:

@@ -14,7 +14,8 @@ import nbformat
 from tqdm import tqdm
 
 from leaklearn import parameters
-from leaklearn.files import Paths, read_json
+from leaklearn.files import Paths
+from leaklearn.report.results import record
 from leaklearn.runner.plan import Job, presets
 from leaklearn.runner.reproduce import TIME_IS_UP, Outcome
 from leaklearn.runner.status import duration, recorded
@@ -116,10 +117,13 @@ def expected_work(jobs: Sequence[Job], preset: str, paths: Paths) -> dict[str, t
     Where one has never run: the minutes that the README tells of the laptop preset, which have about the same
     proportions under every preset.
     """
-    told = read_json(paths.root / "docs" / "results.json")
+    try:
+        told = record(paths.root / "docs" / "results.json")
+    except ValueError:
+        told = {}
     found = {}
     for name in (job.notebook for job in jobs):
-        ran = read_json(paths.results(preset, name) / "provenance.json").get("seconds")
+        ran = recorded(name, preset, paths).get("seconds")
         cells = len(nbformat.read(paths.notebook(name), as_version=4).cells)
         found[name] = (ran, 60 * told.get(name, {}).get("minutes", 1.0), cells)
     known = all(ran for ran, _, _ in found.values())

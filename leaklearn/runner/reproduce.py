@@ -9,6 +9,7 @@ fixed length, for machines that are lent for minutes; a slice ends with its kern
 """
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -29,11 +30,17 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from leaklearn.files import REPOSITORY, Paths, read_json, remove_abandoned
+from leaklearn.files import Paths, read_json
+from leaklearn.project import PROJECT
 from leaklearn.report import html
+from leaklearn.report.results import damage
+from leaklearn.report.run import clear
+from leaklearn.runner.leftovers import tidy
 from leaklearn.runner.plan import Job, plan
 from leaklearn.runner.status import Log, is_finished, recorded
 from leaklearn.store import FOLDER
+
+log = logging.getLogger(__name__)
 
 START_TIMEOUT = 180  # seconds: a kernel on a loaded machine needs longer than papermill's 60
 MOST_AT_ONCE = 4
@@ -63,7 +70,7 @@ def reproduce(
     only: Iterable[str] = (),
     assignments: Iterable[str] = (),
     *,
-    paths: Paths = REPOSITORY,
+    paths: Paths = PROJECT,
     at_once: int | None = None,
     slice_seconds: float | None = None,
     again: bool = False,
@@ -74,7 +81,8 @@ def reproduce(
     """Run the notebooks of a preset that are not finished, then write its report.
 
     Finished is what these sources have made with these parameters (`leaklearn.runner.status.is_finished`). The long
-    computations of a notebook that was killed are found where they were left.
+    computations of a notebook that was killed are found where they were left. A damaged file among the results is
+    named, and its notebook is run again. A notebook that another process runs under this preset is a ValueError.
 
     Parameters
     ----------
@@ -103,6 +111,7 @@ def reproduce(
     if slice_seconds is not None and not slice_seconds > 0:
         raise ValueError(f"a slice of {slice_seconds} seconds is none; it is above 0")
     begun = time.monotonic()
+    tidy(preset, paths)
     on_start(jobs)
     outcomes: dict[str, Outcome] = {}
     for job in [] if again else jobs:
@@ -110,18 +119,21 @@ def reproduce(
             outcomes[job.notebook] = _outcome_before(job, preset, paths)
             on_outcome(outcomes[job.notebook])
     left = [job for job in jobs if job.notebook not in outcomes]
+    for job in left:
+        for reason in damage(paths.results(preset, job.notebook)).values():
+            log.warning("%s; %s is run again", reason, job.notebook)
     stop = Stop()
     waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
     # Kernels store all that takes long in the cache, or where the user says.
     storing = nullcontext() if again else _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache))
-    log = Log(preset, paths, at_once)
+    doing = Log(preset, paths, at_once, [job.notebook for job in left])
 
     def tell_cell(notebook: str, cell: int) -> None:
-        log.cell(notebook, cell)
+        doing.cell(notebook, cell)
         on_cell(notebook, cell)
 
     pool = ThreadPoolExecutor(at_once)
-    with storing, log, this_python_as_kernel(), _never_lost() as raise_lost_signal:
+    with storing, doing, this_python_as_kernel(), _never_lost() as raise_lost_signal:
         try:
             for wave in waves:
                 running = {pool.submit(execute, job, preset, paths, tell_cell, stop) for job in wave}
@@ -130,7 +142,7 @@ def reproduce(
                     raise_lost_signal()
                     for outcome in (each.result() for each in done):
                         outcomes[outcome.notebook] = outcome
-                        log.outcome(outcome.notebook)
+                        doing.outcome(outcome.notebook)
                         on_outcome(outcome)
                     if running and slice_seconds is not None and time.monotonic() - begun >= slice_seconds:
                         raise TimeoutError(TIME_IS_UP)
@@ -237,7 +249,7 @@ def cores() -> int:
 
 def _clear(folder: Path, job: Job) -> None:
     """Remove what an interrupted notebook leaves, whose kernel is dead."""
-    remove_abandoned(folder, job.notebook)
+    clear(folder / job.notebook)
     _copy(folder, job).unlink(missing_ok=True)
 
 
@@ -251,9 +263,9 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stop: Stop) ->
 
     Once the run is stopped, what its kernel leaves is removed.
     """
-    folder = paths.outputs / preset
+    folder, results = paths.outputs / preset, paths.results(preset, job.notebook)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(folder, job.notebook)
+    clear(results)
     copy = _copy(folder, job)
     error, begun = "", time.perf_counter()
 
@@ -280,13 +292,12 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stop: Stop) ->
         error = _one_line(f"{failure.strerror or failure}: {failure.filename or folder}")
     except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
         error = _one_line(f"{type(failure).__name__}: {failure}")
-    remove_abandoned(folder, job.notebook)  # what the notebook had collected when it failed
+    clear(results)  # what the notebook had collected when it failed
     if stop.is_set():
         _clear(folder, job)
         return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
-    results = paths.results(preset, job.notebook)
     _file_copy(copy, results, failed=bool(error))
-    peak = nan if error else read_json(results / "provenance.json").get("peak_memory_mib") or nan
+    peak = nan if error else recorded(job.notebook, preset, paths).get("peak_memory_mib") or nan
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
 
 

@@ -2,16 +2,18 @@
 
 import os
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from math import nan
 from pathlib import Path
 from threading import Lock
 
-import psutil
-
 from leaklearn import parameters, store
-from leaklearn.files import Paths, plain, read_json, remove_abandoned, write_json
-from leaklearn.report import provenance
+from leaklearn.files import Paths, plain, remove_abandoned, write_json
+from leaklearn.report import provenance, results
+from leaklearn.report.results import record
+from leaklearn.report.run import is_gone
 from leaklearn.runner.plan import Job, plan
 
 NAME = "run"
@@ -20,15 +22,25 @@ NAME = "run"
 class Log:
     """The file `outputs/<preset>/.run.<process>.json` of a run, as long as it lasts; use it in a `with`."""
 
-    def __init__(self, preset: str, paths: Paths, at_once: int) -> None:
+    def __init__(self, preset: str, paths: Paths, at_once: int, notebooks: Sequence[str] = ()) -> None:
         self.path = paths.outputs / preset / f".{NAME}.{os.getpid()}.json"
         self._lock, self._at_once = Lock(), at_once
+        self._notebooks = list(notebooks)  # to be run, and so no other process's
         self._running: dict[str, dict[str, float]] = {}
 
     def __enter__(self) -> "Log":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(self.path.parent, NAME)
-        self._write()
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            remove_abandoned(folder, NAME)
+            for about in _runs(folder):
+                taken = sorted(set(self._notebooks) & set(about.get("notebooks", [])))
+                if taken and about["process"] != os.getpid():
+                    raise ValueError(
+                        f"{', '.join(taken)}: process {about['process']} runs or is about to run the same under the "
+                        f"preset {folder.name}; wait for it or stop it, or choose others with --only"
+                    )
+            self._write()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -45,10 +57,41 @@ class Log:
         """A notebook has ended."""
         with self._lock:
             self._running.pop(notebook, None)
+            self._notebooks = [name for name in self._notebooks if name != notebook]
             self._write()
 
     def _write(self) -> None:
-        write_json(self.path, {"process": os.getpid(), "at_once": self._at_once, "running": self._running})
+        about = {"process": os.getpid(), "at_once": self._at_once, "notebooks": self._notebooks}
+        write_json(self.path, about | {"running": self._running})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process is within the same for this folder, where the system has such locks; a kill opens it."""
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield
+        return
+    try:
+        with suppress(OSError):  # some network drives lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _runs(folder: Path) -> list[dict]:
+    """What the runs that go on now say of themselves."""
+    found = []
+    for file in sorted(folder.glob(f".{NAME}.*.json")):
+        with suppress(ValueError):  # half a file: of a run that was killed
+            about = record(file)
+            if about.get("process") and not (about["process"] != os.getpid() and is_gone(about["process"], file)):
+                found.append(about)
+    return found
 
 
 def made_by(job: Job, paths: Paths) -> dict[str, object]:
@@ -73,13 +116,15 @@ def is_finished(job: Job, preset: str, paths: Paths) -> bool:
     folder = paths.results(preset, job.notebook)
     if not all((folder / name).is_file() for name in [*made.get("captions", {}), "notebook.ipynb"]):
         return False
+    if results.damage(folder):
+        return False
     return all(made.get(name) == value for name, value in made_by(job, paths).items())
 
 
 def recorded(notebook: str, preset: str, paths: Paths) -> dict:
     """The provenance of a notebook's results; empty where there are none, or where it is damaged."""
     try:
-        return read_json(paths.results(preset, notebook) / "provenance.json")
+        return results.provenance(paths.results(preset, notebook))
     except ValueError:
         return {}
 
@@ -87,10 +132,8 @@ def recorded(notebook: str, preset: str, paths: Paths) -> dict:
 def running(preset: str, paths: Paths) -> dict[str, dict[str, float]]:
     """Notebooks of this preset that run now, in any process: the cell, when it was begun (s), and how many at once."""
     found = {}
-    for file in sorted((paths.outputs / preset).glob(f".{NAME}.*.json")):
-        about = read_json(file)
-        if psutil.pid_exists(about.get("process", -1)):
-            found |= {name: {**mine, "at_once": about["at_once"]} for name, mine in about["running"].items()}
+    for about in _runs(paths.outputs / preset):
+        found |= {name: {**mine, "at_once": about["at_once"]} for name, mine in about["running"].items()}
     return found
 
 
