@@ -42,7 +42,7 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 """Penalties of the regression, in units of the features' mean variance times their number of images, over 10."""
 HELD_OUT = 0.25
 """Share of the public images that choose the penalty, and whether convolutions are set to pass the image on."""
-ABOVE_ROUNDING = 300.0
+ABOVE_ROUNDING = 30.0
 """How far a bias must have moved beyond float32's rounding for its neuron to be read."""
 SLACK = 0.02
 """How far a reading may leave the features' range over public images, in units of that range."""
@@ -79,7 +79,7 @@ class OwnLayer:
         if len(public) < 20:
             raise ValueError(f"{len(public)} public images; quantiles and the regression need 20 at least")
         honest, images = Payload.of(model), public.float()
-        layer, before, after = _find(honest, images[:8])
+        layer, before, after = find_layer(honest, images[:8])
         choices = [honest]
         if before and (passing := _pass_on(honest, before, images)) is not None:
             choices.append(passing)
@@ -124,41 +124,48 @@ class OwnLayer:
         step = self.lr * self.visits * float(pushed * seen.norm(dim=1).mean())
         return step / float(sent.parameters[f"{layer}.weight"].norm(dim=1).mean())
 
-    def reconstruct(self, payload: Payload, updates: Updates, *, public: ImageSet, seed: int = 0) -> Leak:
-        """Images from weight differences or gradients, of single clients or their sum; nothing is drawn.
+    def read(self, payload: Payload, updates: Updates, public: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (M, D) that single neurons hold, whose they are (-1: of a sum), and the neuron, (M,) int64 each.
 
-        `public` as for `payload`. The leak has no labels; its meta holds, as a list (M, D), the `features` that the
-        images were read from.
+        From weight differences or gradients, of single clients or their sum; what cannot be features is left out.
         """
         images = public.float()
-        layer, _, _ = _find(payload, images[:8])
-        reader, seen = Reader.fit(payload, layer, images), inputs(payload, layer, images)
+        layer, _, _ = find_layer(payload, images[:8])
+        seen = inputs(payload, layer, images)
         low, high = seen.amin(0), seen.amax(0)
         room = SLACK * float((high - low).max())
         weight, bias = (payload.parameters[f"{layer}.{part}"] for part in ("weight", "bias"))
-        clients = (
-            updates.clients if len(updates.tensors[f"{layer}.weight"]) == len(updates.clients) else torch.tensor([-1])
-        )
+        single = len(updates.tensors[f"{layer}.weight"]) == len(updates.clients)
         found, senders, neurons = [], [], []
-        for row, client in enumerate(clients.tolist()):
+        for row, client in enumerate(updates.clients.tolist() if single and not updates.summed else [-1]):
             moved, by = (updates.tensors[f"{layer}.{part}"][row] for part in ("weight", "bias"))
-            least = 0.0
+            least = torch.zeros_like(bias)
             if updates.kind == "delta":
                 least = ABOVE_ROUNDING * UNIT_ROUNDOFF * bias.abs().maximum(weight.abs().amax(1))
-            read = (by.abs() > least).nonzero().flatten()
-            features = moved[read] / by[read].unsqueeze(1)
+            live = (by.abs() > least).nonzero().flatten()
+            features = moved[live] / by[live].unsqueeze(1)
             over = ((features - high).clamp_min(0) + (low - features).clamp_min(0)).amax(1)
-            good = (over <= room) & features.isfinite().all(1)
+            good = over <= room
             found.append(features[good])
-            neurons.append(read[good])
+            neurons.append(live[good])
             senders.append(torch.full((int(good.sum()),), client))
         features, client, neuron = (torch.cat(part) for part in (found, senders, neurons))
-        pictures = reader(features).clamp(0, 1).float().unflatten(1, tuple(payload.model.shape)).contiguous()
+        return features, client, neuron
+
+    def reconstruct(self, payload: Payload, updates: Updates, *, public: ImageSet, seed: int = 0) -> Leak:
+        """Pictures of what `read` finds, without labels, in its order; nothing is drawn, so `seed` is not used.
+
+        `public` as for `payload`. Of the confidence no more can be said than 0.5: that a reading is of one image is not
+        proved.
+        """
+        features, client, neuron = self.read(payload, updates, public)
+        images = public.float()
+        layer = find_layer(payload, images[:8])[0]
+        pictures = Reader.fit(payload, layer, images)(features).clamp(0, 1).float()
         meta = {"attack": self.name, **asdict(self), "clients": len(updates), "layer": layer, "summed": updates.summed}
-        sure = torch.full((len(pictures),), 0.5)  # not proved
-        leak = Leak(pictures, sure, client, torch.zeros_like(client), neuron, meta=meta)
-        single = leak.deduplicate()
-        return replace(single, meta={**meta, "repeats": len(leak) - len(single)})
+        sure = torch.full((len(pictures),), 0.5)
+        shaped = pictures.unflatten(1, tuple(payload.model.shape)).contiguous()
+        return Leak(shaped, sure, client, torch.zeros_like(client), neuron, meta=meta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +217,7 @@ def inputs(payload: Payload, layer: str, images: Tensor) -> Tensor:
     return seen[0].detach()
 
 
-def _find(payload: Payload, images: Tensor) -> tuple[str, list[str], list[str]]:
+def find_layer(payload: Payload, images: Tensor) -> tuple[str, list[str], list[str]]:
     """The first linear layer executed, convolutions executed before it, and linear layers after it.
 
     A ValueError says where the layer is the last one, sees no vectors, lacks a bias, or has no ReLU behind it.

@@ -197,7 +197,13 @@ class Recording(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Record the answers, and hand them on; an attacked round's are not."""
-        replies, seen = list(replies), self.rounds[server_round]
+        replies = list(replies)
+        seen = self.record(server_round, replies)
+        return (None, None) if seen.attacked else self.strategy.aggregate_train(server_round, replies)
+
+    def record(self, server_round: int, replies: Iterable[Message]) -> Round:
+        """Write answers down, and give the round."""
+        seen = self.rounds[server_round]
         for reply in replies:
             node = reply.metadata.src_node_id
             if reply.has_error():
@@ -207,7 +213,7 @@ class Recording(Strategy):
             for metrics in reply.content.metric_records.values():
                 if "num-examples" in metrics:
                     seen.examples[node] = float(metrics["num-examples"])
-        return (None, None) if seen.attacked else self.strategy.aggregate_train(server_round, replies)
+        return seen
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
