@@ -66,8 +66,9 @@ class AppRun:
             "Who ships that code, as who starts the run may, can: ll.audit(model, images, labels, protocol=...) says "
             "what that takes.",
             "The app's code (batch size, steps, optimiser) is known to the attacker; the order of the images is not.",
-            "An image counts as leaked from 20 dB on, of gradient inversion only where that is also 3 dB above a picture "
-            "that shows nothing of it; of traps where the reading is of this image alone and 3 dB above such a picture.",
+            "An image counts as leaked from 20 dB on, of gradient inversion only where that is also 3 dB above a "
+            "picture that shows nothing of it; of traps where a reading is of this image alone and as far above such a "
+            "picture.",
             "Defences were not tried through the app: put Flower's mods into it and audit it again.",
         ]
         if secure:

@@ -87,7 +87,7 @@ def audit_app(
     app = AppRun(client_app, server_model, nodes, config, run_config, strategy, secure, mean, std, seed)
     work = _Work(app, progress)
     rows = [*work.traps(), *work.first_layer(), *work.inversion(seconds - (perf_counter() - begin))]
-    work.labels()
+    labels = work.labels()
     count, one = len(app.attacked), app.watched[app.attacked[0]]
     setting = (
         f"{type(server_model).__name__} in a Flower app; {count} of {nodes} nodes attacked; the first one made "
@@ -96,7 +96,7 @@ def audit_app(
     setting += f", momentum {one.momentum:g}" * bool(one.momentum) + "; only the nodes' sum is seen" * secure
     table = pd.DataFrame(rows, columns=COLUMNS)
     defences = pd.DataFrame(columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))])
-    return Audit(table, defences, tuple(dict.fromkeys(app.said)), setting, work.pictures)
+    return Audit(table, defences, tuple(dict.fromkeys(app.said)), setting, work.pictures, labels)
 
 
 class _Work:
@@ -154,9 +154,10 @@ class _Work:
         row |= {"psnr": float(read["psnr"].median()), "psnr_of_blank": float(blank.median())}
         self.app.said.append(
             f"Traps: of {len(read)} of {len(pairs)} images, what {layer.removeprefix('model.')} sees of them was read "
-            f"to {100 * SAME_FEATURES:g} %, in one round, and {shown} pictures made of that are 3 dB above a blank; {len(leak)} readings were made, and the attacker is not told "
-            f"which mix images. {features.shape[1]} numbers are all that it sees of {truth[0].numel()} values of "
-            "an image, hence the quality. Other rows, and other rounds, read other images."
+            f"to {100 * SAME_FEATURES:g} % in one round, and {shown} pictures made of that are 3 dB above a blank. "
+            f"{len(leak)} readings were made; the attacker is not told which mix images. {features.shape[1]} numbers "
+            f"are all that it sees of {truth[0].numel()} values of an image, hence the quality. Other rows, and other "
+            "rounds, read other images."
         )
         first = mine[0]
         found = torch.from_numpy(made_of[first].to_numpy().copy())
@@ -243,35 +244,36 @@ class _Work:
         )
         yield {**row, "seconds": perf_counter() - begin}
 
-    def labels(self) -> None:
-        """How much of the nodes' classes the honest updates tell, beside a guess."""
+    def labels(self) -> tuple[float, float] | None:
+        """Share of a node's class counts that its honest update tells, and that a guess has; None where not scored."""
         right, guessed, classes = [], [], self.app.own.classes
         for node in self.app.attacked:
             watched = self.app.watched[node]
             if len(watched.labels) != watched.steps:
-                return
+                return None
             true = torch.bincount(torch.cat(watched.labels), minlength=classes).unsqueeze(0).double()
             seen = self.app.honest.updates(
                 self.app.own, self.app.protocol(node), nodes=self.app.attacked if self.app.secure else [node]
             )
             if self.app.secure:
                 self.app.said.append("Labels of a sum are those of all nodes together: no node's own were restored.")
-                return
+                return None
             try:
                 found = restore_labels(
                     self.app.honest.payload(self.app.own), seen, public=self.app.public
                 ).counts.double()
             except ValueError as error:
                 self.app.said.append(f"Labels could not be restored: {error}.")
-                return
+                return None
             true = true / true.sum()
             right.append(float(label_accuracy(found / found.sum(), true)))
             guessed.append(float(label_accuracy(torch.full_like(true, 1 / classes), true)))
+        read, guess = (sum(shares) / len(shares) for shares in (right, guessed))
         self.app.said.append(
-            f"Labels read from honest updates: {100 * sum(right) / len(right):.1f} % of a node's class counts are "
-            f"right, mean over {len(right)} nodes; a guess, all classes alike, has "
-            f"{100 * sum(guessed) / len(right):.1f} %."
+            f"Labels read from honest updates: {100 * read:.1f} % of a node's class counts are right, mean over "
+            f"{len(right)} nodes; a guess, all classes alike, has {100 * guess:.1f} %."
         )
+        return read, guess
 
     def _refused(self, payload: Payload) -> str:
         """Names of the tests that would warn the first node."""

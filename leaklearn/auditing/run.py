@@ -67,6 +67,8 @@ class Audit:
         What was audited.
     pictures : dict of str to tuple of Tensor
         By attack: (E, C, H, W) true images of the first client, and the nearest that the attack made of each.
+    labels : tuple of float or None
+        Of a Flower app: share of a node's class counts that its honest update tells, 0..1, and that a guess has.
     """
 
     attacks: pd.DataFrame
@@ -74,6 +76,7 @@ class Audit:
     limits: tuple[str, ...]
     setting: str
     pictures: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    labels: tuple[float, float] | None = None
 
     @property
     def worst(self) -> pd.Series:
