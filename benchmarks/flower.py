@@ -83,8 +83,9 @@ def federate(app: ClientApp, net: Net, data: Dataset, rounds: int) -> float:
     done = strategy.start(InProcess(app, NODES), start, num_rounds=rounds, train_config=config)
     net.load_state_dict(done.arrays.to_torch_state_dict())
     with torch.no_grad():
-        right = [(net((part.float() - 0.5) / 0.5).argmax(1) == part.labels).sum() for part in data.test.split(1000)]
-    return float(sum(right)) / len(data.test)
+        parts = [data.test[begin : begin + 1000] for begin in range(0, len(data.test), 1000)]
+        right = sum(int((net((part.float() - 0.5) / 0.5).argmax(1) == part.labels).sum()) for part in parts)
+    return right / len(data.test)
 
 
 def measure(dataset: str, alpha: float, rounds: int) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ the updates that the app really sends; which images they are of is watched from 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from math import nan
 from time import perf_counter
@@ -28,6 +29,7 @@ from leaklearn.evaluation import label_accuracy, psnr, quality, score, with_blan
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.federated import Payload
 from leaklearn.federated.detection import inspect
+from leaklearn.report.names import label
 
 SAME_FEATURES = 0.05
 """Distance, as a share of the features' own, up to which a reading counts as of one image."""
@@ -155,10 +157,12 @@ class _Work:
         self.app.said.append(
             f"Traps: of {len(read)} of {len(pairs)} images, what {layer.removeprefix('model.')} sees of them was read "
             f"to {100 * SAME_FEATURES:g} % in one round, and {shown} pictures made of that are 3 dB above a blank. "
-            f"{len(leak)} readings were made; the attacker is not told which mix images. {features.shape[1]} numbers "
-            f"are all that it sees of {truth[0].numel()} values of an image, hence the quality. Other rows, and other "
-            "rounds, read other images."
+            f"{len(leak)} readings were made; the attacker is not told which mix images. Other rows, and other rounds, "
+            "read other images."
         )
+        numbers, values = features.shape[1], truth[0].numel()
+        if numbers < values:
+            self.app.said.append(f"{numbers} numbers are all that the traps see of an image's {values} values.")
         first = mine[0]
         found = torch.from_numpy(made_of[first].to_numpy().copy())
         order = (found < 0).long().argsort(stable=True)[:SHOWN]
@@ -179,8 +183,9 @@ class _Work:
                 "Peeling of the first layer was not tried: it needs single updates of one step of plain SGD."
             )
             return
+        # Weights before and after round the gradient too much for neurons of two images to be split.
         for kind, changes in (("honest", "nothing"), ("soliton_data", "biases of the first layer")):
-            begin, attack = perf_counter(), PeeledLayer(kind, len(one.images[0]), seed=self.app.seed)
+            begin, attack = perf_counter(), PeeledLayer(kind, len(one.images[0]), split=False, seed=self.app.seed)
             self._tell(f"{attack.name} ...")
             seen = self.app.honest if kind == "honest" else self.app.active(attack)
             if seen is None:
@@ -188,7 +193,10 @@ class _Work:
             mine, leaks = [node for node in self.app.attacked if node in seen.received], []
             payload = seen.payload(self.app.own)
             updates = seen.updates(self.app.own, self.app.protocol(mine[0], gradient=True), nodes=mine, lr=one.lr)
-            leak, found = attack.reconstruct(payload, updates), []
+            with warnings.catch_warnings(record=True) as raised:
+                warnings.simplefilter("always", UserWarning)
+                leak, found = attack.reconstruct(payload, updates), []
+            self.app.said += [str(each.message).replace(f"{attack.name}:", f"{label(attack.name)}:") for each in raised]
             for node in mine:
                 part = leak[leak.client == node]
                 found.append(score(part, self.app.truth(node), READABLE_DB, with_ssim=False))
