@@ -203,7 +203,7 @@ def test_models_of_each_node_make_a_personal_payload(data):
 def test_an_attack_by_weights_reads_what_the_app_trained_on(data):
     net = make_net()
     own, public = OwnModel(net, data.test.float()[:2], [0.5], [0.5]), data.test[:200]
-    attack = PeeledLayer("soliton_data", BATCH)
+    attack = PeeledLayer("soliton_data", BATCH, split=False)
     strategy = Recording(FedAvg(fraction_evaluate=0.0), own, attack=attack, public=public)
     run(make_app(data, steps=1), net, strategy, rounds=2)
     seen = strategy.rounds[1]
