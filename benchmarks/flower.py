@@ -30,6 +30,7 @@ from flwr.serverapp.strategy import FedAvg  # isort: skip
 
 NODES, EPOCHS, BATCH, LR, MOMENTUM = 10, 3, 32, 0.01, 0.9
 TRAINED_ON = 0.8
+STAGES = ["untrained", "sums", "trained"]
 
 
 class Net(nn.Module):
@@ -88,7 +89,7 @@ def federate(app: ClientApp, net: Net, data: Dataset, rounds: int) -> float:
     return right / len(data.test)
 
 
-def measure(dataset: str, alpha: float, rounds: int) -> list[dict[str, object]]:
+def measure(dataset: str, alpha: float, rounds: int, stages: list[str]) -> list[dict[str, object]]:
     """All rows of one data set, shared out in one way."""
     data, channels = ll.load(dataset), ll.load(dataset).shape[0]
     parts = [part[: int(TRAINED_ON * len(part))] for part in partition(data.train, NODES, alpha=alpha or None, seed=0)]
@@ -96,16 +97,17 @@ def measure(dataset: str, alpha: float, rounds: int) -> list[dict[str, object]]:
     torch.manual_seed(0)
     net = Net(data.shape)
     about = {"dataset": dataset, "alpha": alpha, "images_per_client": sum(map(len, parts)) / NODES}
-    cases = [("untrained", False), *[("untrained", True)] * (not alpha), (f"after {rounds} rounds", False)]
     accuracy = None
-    for stage, secure in cases:
-        if stage != "untrained":
+    for stage in stages:
+        secure = stage == "sums"
+        if stage == "trained":
             accuracy = federate(app, net, data, rounds)
+            print(f"== {dataset}, alpha {alpha:g}, accuracy after {rounds} rounds {accuracy}", flush=True)
         begin = perf_counter()
         found = audit(app, net, channels, secure=secure)
-        found.save(REPOSITORY.outputs / "bench" / f"flower_{dataset}_{alpha:g}_{stage.replace(' ', '_')}_{secure}.html")
+        found.save(REPOSITORY.outputs / "bench" / f"flower_{dataset}_{alpha:g}_{stage}.html")
         read, guess = found.labels or (None, None)
-        told = {"stage": stage, "secure": secure, "accuracy": accuracy, "labels_read": read, "labels_guessed": guess}
+        told = {"stage": stage, "rounds": rounds, "accuracy": accuracy, "labels_read": read, "labels_guessed": guess}
         for row in found.attacks.to_dict("records"):
             rows.append({**about, **told, **row, "audit_seconds": perf_counter() - begin})
         print(f"== {dataset}, alpha {alpha:g}, {stage}, accuracy {accuracy}\n{found}\n", flush=True)
@@ -118,13 +120,14 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["mnist5k"], help="mnist5k, cifar10")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.3])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="sums: of all nodes")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     folder = REPOSITORY.outputs / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     for dataset in options.datasets:
         for alpha in options.alphas:
-            rows += measure(dataset, alpha, options.rounds)
+            rows += measure(dataset, alpha, options.rounds, options.stages)
             write_text(folder / "flower.csv", pd.DataFrame(rows).to_csv(index=False))
     print(pd.DataFrame(rows).round(3).to_string(index=False))
 

@@ -293,10 +293,18 @@ def test_what_a_loop_trains_on_is_seen(data):
         seen = watch.take()
     assert (seen.optimiser, seen.lr, seen.steps) == ("SGD", LR, 2 * STEPS)
     assert seen.plain
-    first = torch.cat(seen.images[:STEPS])
-    assert any(torch.equal(first, torch.cat(batches_of(data, node)[0])) for node in (0, 1))
-    assert sum(map(len, seen.labels)) == 2 * STEPS * BATCH
-    assert len(watch.take().images) == 0
+    images, labels = seen.unique()
+    parts = [data.train[node * 100 : node * 100 + STEPS * BATCH] for node in (0, 1)]
+    true = {
+        (each.numpy().tobytes(), int(label))
+        for part in parts
+        for each, label in zip(part.images, part.labels, strict=True)
+    }
+    back = ((images + 1) / 2 * 255).round().to(torch.uint8)
+    assert {(each.numpy().tobytes(), int(label)) for each, label in zip(back, labels, strict=True)} == true
+    assert seen.sizes == [BATCH] * 2 * STEPS
+    assert seen.order == list(range(2 * STEPS * BATCH))
+    assert watch.take().steps == 0
 
 
 @pytest.fixture(scope="module")

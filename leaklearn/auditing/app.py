@@ -121,6 +121,7 @@ class AppRun:
                 "and server_model must be of one class, called on images (N, C, H, W) and trained by a torch optimiser"
             )
         images, labels = watched.unique()
+        watched.different.clear()  # from here on, the 8-bit images will do
         for name, values, plain in (("std", self._std, 1.0), ("mean", self._mean, 0.0)):
             given = torch.tensor(values if values is not None else [plain] * images.shape[1]).view(1, -1, 1, 1)
             images = images * given if name == "std" else images + given
@@ -140,7 +141,7 @@ class AppRun:
         """What a node did, as a plain protocol: of momentum the mean factor of a gradient over the steps."""
         watched, momentum = self.watched[node], self.watched[node].momentum
         mode = "train" if batch_norm_buffers(self.model) else "eval"
-        size, steps = round(sum(map(len, watched.images)) / watched.steps), watched.steps
+        size, steps = round(sum(watched.sizes) / watched.steps), watched.steps
         if gradient:
             return FedSGD(size, mode)
         gain = 1.0

@@ -93,7 +93,7 @@ def audit_app(
     count, one = len(app.attacked), app.watched[app.attacked[0]]
     setting = (
         f"{type(server_model).__name__} in a Flower app; {count} of {nodes} nodes attacked; the first one made "
-        f"{one.steps} steps of {len(one.images[0])} images by {one.optimiser}, learning rate {one.lr:g}"
+        f"{one.steps} steps of {one.sizes[0]} images by {one.optimiser}, learning rate {one.lr:g}"
     )
     setting += f", momentum {one.momentum:g}" * bool(one.momentum) + "; only the nodes' sum is seen" * secure
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -112,9 +112,9 @@ class _Work:
         """Traps in the model's own first linear layer, sent to the app."""
         begin, one = perf_counter(), self.app.watched[self.app.attacked[0]]
         sizes = [len(self.app.images[node]) for node in self.app.attacked]
-        visits = max(1, round(sum(map(len, one.images)) / len(self.app.images[self.app.attacked[0]])))
+        visits = max(1, round(sum(one.sizes) / len(self.app.images[self.app.attacked[0]])))
         count = max(2, sum(sizes) if self.app.secure else max(sizes))
-        attack = OwnLayer(count, len(one.images[0]), one.lr / (1 - min(one.momentum, 0.99)), visits, self.app.seed)
+        attack = OwnLayer(count, one.sizes[0], one.lr / (1 - min(one.momentum, 0.99)), visits, self.app.seed)
         try:
             find_layer(Payload.of(self.app.own), self.app.public.float()[:8])
         except ValueError as error:
@@ -178,14 +178,14 @@ class _Work:
             self.app.said.append("The model's first layer is not linear with ReLU: reading it as it is was not tried.")
             return
         one = self.app.watched[self.app.attacked[0]]
-        if self.app.secure or one.steps != 1 or not one.plain or len(one.images[0]) < 2:
+        if self.app.secure or one.steps != 1 or not one.plain or one.sizes[0] < 2:
             self.app.said.append(
                 "Peeling of the first layer was not tried: it needs single updates of one step of plain SGD."
             )
             return
         # Weights before and after round the gradient too much for neurons of two images to be split.
         for kind, changes in (("honest", "nothing"), ("soliton_data", "biases of the first layer")):
-            begin, attack = perf_counter(), PeeledLayer(kind, len(one.images[0]), split=False, seed=self.app.seed)
+            begin, attack = perf_counter(), PeeledLayer(kind, one.sizes[0], split=False, seed=self.app.seed)
             self._tell(f"{attack.name} ...")
             seen = self.app.honest if kind == "honest" else self.app.active(attack)
             if seen is None:
@@ -211,7 +211,7 @@ class _Work:
     def inversion(self, seconds: float) -> Iterator[dict[str, Any]]:
         """Gradient inversion of what the app sends to an honest server."""
         one = self.app.watched[self.app.attacked[0]]
-        total = sum(map(len, one.images))
+        total = sum(one.sizes)
         if self.app.secure or total > MOST_INVERTED or one.steps > MOST_STEPS:
             what = "of sums" if self.app.secure else f"of {one.steps} steps on {total} images"
             self.app.said.append(
@@ -226,7 +226,7 @@ class _Work:
         begin, mine = perf_counter(), self.app.attacked[:INVERTED]
         gradient = one.steps == 1 and one.plain
         protocol = self.app.protocol(mine[0], gradient=gradient)
-        same = [n for n in mine if [len(x) for x in self.app.watched[n].images] == [len(x) for x in one.images]]
+        same = [node for node in mine if self.app.watched[node].sizes == one.sizes]
         payload, attack = self.app.honest.payload(self.app.own), GradientInversion("fast")
         updates = self.app.honest.updates(self.app.own, protocol, nodes=same, lr=one.lr if gradient else None)
         try:

@@ -6,6 +6,7 @@ are seen from within the process, by hooks that torch offers on all modules and 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -25,8 +26,10 @@ class Watched:
 
     Attributes
     ----------
-    images : list of Tensor
-        (b, C, H, W) of each step, as the model took them.
+    sizes : list of int
+        Images of each step.
+    order : list of int
+        Of every image of every step in turn, its place among the different ones.
     labels : list of Tensor
         (b,) int64 of each step; empty where the loss was no cross-entropy of torch.
     optimiser : str
@@ -35,33 +38,40 @@ class Watched:
         Its settings at the first step, 0 where it has none.
     """
 
-    images: list[Tensor] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
     optimiser: str = ""
     lr: float = 0.0
     momentum: float = 0.0
     weight_decay: float = 0.0
+    different: dict[bytes, tuple[int, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> int:
         """Steps of the optimiser."""
-        return len(self.images)
+        return len(self.sizes)
 
     @property
     def plain(self) -> bool:
         """Whether a step is -lr times the gradient: SGD without decay or momentum; of this the first step has none."""
         return self.optimiser == "SGD" and not self.weight_decay and (not self.momentum or self.steps == 1)
 
+    def add(self, images: Tensor) -> None:
+        """Write a step's images (b, C, H, W) down; an image that comes again, in another epoch, is kept once."""
+        self.sizes.append(len(images))
+        for image in images:
+            key = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+            self.order.append(self.different.setdefault(key, (len(self.different), image))[0])
+
     def unique(self) -> tuple[Tensor, Tensor | None]:
-        """Different images (N, C, H, W) in the order in which they came first, and their labels (N,) where known."""
-        seen, first = set(), []
-        images = torch.cat(self.images)
-        for place, row in enumerate(images.flatten(1).cpu().numpy()):
-            if (key := row.tobytes()) not in seen:
-                seen.add(key)
-                first.append(place)
-        known = len(self.labels) == len(self.images)
-        return images[first], torch.cat(self.labels)[first] if known else None
+        """Different images (N, C, H, W), as the model took them, and their labels (N,) where these are known."""
+        images = torch.stack([image for _, image in self.different.values()])
+        if len(self.labels) != self.steps:
+            return images, None
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        labels[torch.tensor(self.order)] = torch.cat(self.labels)
+        return images, labels
 
 
 class Watch(TorchFunctionMode):
@@ -111,12 +121,12 @@ class Watch(TorchFunctionMode):
     def _step(self, optimiser: Optimizer, _args: Any, _kwargs: Any) -> None:
         if not self._images:
             return
-        seen, first = self.seen, optimiser.param_groups[0]
-        if not seen.images:
-            seen.optimiser = "SGD" if type(optimiser) is SGD else type(optimiser).__name__
+        seen, first, images = self.seen, optimiser.param_groups[0], torch.cat(self._images)
+        if not seen.steps:
+            seen.optimiser = type(optimiser).__name__
             seen.lr, seen.momentum = float(first.get("lr", 0.0)), float(first.get("momentum", 0.0))
             seen.weight_decay = float(first.get("weight_decay", 0.0))
-        seen.images.append(torch.cat(self._images))
-        if self._labels and sum(map(len, self._labels)) == len(seen.images[-1]):
+        seen.add(images)
+        if self._labels and sum(map(len, self._labels)) == len(images):
             seen.labels.append(torch.cat(self._labels))
         self._images, self._labels = [], []
