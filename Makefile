@@ -28,7 +28,7 @@ WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser test-parameters lab bench refresh strip readme clean moved
+.PHONY: help reproduce test test-browser test-flower test-parameters lab bench refresh strip readme clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
@@ -46,6 +46,11 @@ test: $(STAMP)  ## linter, tests, notebooks compared with what they store, one p
 test-browser: $(STAMP)  ## every explorer in JupyterLab, in headless Chromium (screenshots: outputs/browser)
 	@$(PLAYWRIGHT)
 	@LEAKLEARN_BROWSER=all $(BIN)/python -m pytest tests/test_browser.py
+
+test-flower: $(STAMP)  ## the tests of leaklearn.federated.flower, with flwr installed (116 MB)
+	@{ $(BIN)/python -c 'import flwr' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[flower]' || \
+	  $(PIP) -e '.[flower]'; } >>$(LOG) 2>&1 || { echo "flwr does not install: see $(LOG)" >&2; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_flower.py
 
 test-parameters: $(STAMP)  ## each notebook with each parameter changed once, the slow ones too
 	@$(BIN)/python -m pytest -m "slow_parameter or not slow_parameter" tests/test_parameters.py

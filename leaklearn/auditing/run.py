@@ -43,19 +43,8 @@ ITERATIONS = (10, 400)
 """Of gradient inversion, at least and at most, as the time allows."""
 INVERTED = 4
 """Clients inverted at most."""
-COLUMNS = [
-    "attack",
-    "changes",
-    "leak_rate",
-    "low",
-    "high",
-    "images",
-    "psnr",
-    "psnr_of_blank",
-    "labels",
-    "refused",
-    "seconds",
-]
+COLUMNS = ["attack", "changes", "leak_rate", "low", "high", "images", "psnr", "psnr_of_blank", "labels"]
+COLUMNS += ["refused", "seconds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +67,8 @@ class Audit:
         What was audited.
     pictures : dict of str to tuple of Tensor
         By attack: (E, C, H, W) true images of the first client, and the nearest that the attack made of each.
+    labels : tuple of float or None
+        Of a Flower app: share of a node's class counts that its honest update tells, 0..1, and that a guess has.
     """
 
     attacks: pd.DataFrame
@@ -85,6 +76,7 @@ class Audit:
     limits: tuple[str, ...]
     setting: str
     pictures: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    labels: tuple[float, float] | None = None
 
     @property
     def worst(self) -> pd.Series:
@@ -94,6 +86,8 @@ class Audit:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        if not len(self.attacks):
+            return "No attack on images that was here to try fits. That is no proof of safety: the limits say why."
         worst, honest = self.worst, self.attacks[self.attacks["changes"] == "nothing"]
         text = f"A server that changes the model takes {_percent(worst)}"
         if worst["changes"] == "nothing":
@@ -117,15 +111,16 @@ class Audit:
     def __str__(self) -> str:
         shown = self.attacks.drop(columns=["psnr_of_blank"]).round(3).to_string(index=False)
         limits = "\n".join(f"- {text}" for text in self.limits)
-        defended = self.defences.round(3).to_string(index=False)
-        return "\n\n".join([self.setting, self.verdict, shown, defended, limits])
+        defended = [self.defences.round(3).to_string(index=False)] if len(self.defences) else []
+        return "\n\n".join([self.setting, self.verdict, shown, *defended, limits])
 
 
 def audit(
-    model: nn.Module,
-    images: Any,
+    model: nn.Module | None = None,
+    images: Any = None,
     labels: Any = None,
     *,
+    client_app: Any = None,
     protocol: Protocol | None = None,
     secure: bool = False,
     clients: int = 8,
@@ -135,6 +130,7 @@ def audit(
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
+    **flower: Any,
 ) -> Audit:
     """What could a server take of these images from what clients send that train this model on them?
 
@@ -159,6 +155,9 @@ def audit(
         For gradient inversion, which takes whatever time it is given. All else takes seconds to a minute.
     seed, device, progress
         Of draws; where all is computed; whether to tell what is done.
+    client_app, flower
+        Instead of model and data: a Flower ``ClientApp`` with ``server_model=`` and ``nodes=``, run as it is; see
+        `leaklearn.auditing.flower.audit_app`.
 
     Returns
     -------
@@ -170,6 +169,15 @@ def audit(
     ValueError
         Where the model does not take the images, labels do not fit, or there are too few images for one client.
     """
+    if client_app is not None:
+        from leaklearn.auditing.flower import audit_app
+
+        about = {"secure": secure, "mean": mean, "std": std, "seconds": seconds, "seed": seed, "progress": progress}
+        return audit_app(client_app, **about, **flower)
+    if model is None or flower:
+        raise TypeError(
+            f"give a model and images, or client_app= and server_model= ({', '.join(flower) or 'no model'})"
+        )
     data, told = image_set(images, labels)
     if len(data) < 4:
         raise ValueError(f"{len(data)} images; an audit needs at least 4, some of them for the attacker's statistics")
@@ -269,7 +277,7 @@ class _Work:
         begin = perf_counter()
         found = self.exchange(attack, defence)
         score = found.score
-        row = {"attack": attack.name, "changes": changes, **_share(score.leaked, score.attacked)}
+        row = {"attack": attack.name, "changes": changes, **share(score.leaked, score.attacked)}
         leaked = score.images.loc[score.images["leaked"], "psnr"]
         row |= {"psnr": float(leaked.median()) if len(leaked) else nan, "psnr_of_blank": nan, "labels": nan}
         if found.leak.labels is not None and len(found.leak):
@@ -298,7 +306,7 @@ class _Work:
         finally:
             self.group = group
         pairs = with_blanks(found.quality, found.truth, self.public)
-        row = {"attack": "gradient_inversion", "changes": "nothing", **_share(int(pairs["readable"].sum()), len(pairs))}
+        row = {"attack": "gradient_inversion", "changes": "nothing", **share(int(pairs["readable"].sum()), len(pairs))}
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
         row |= {"labels": found.label_accuracy, "refused": ""}
@@ -374,7 +382,7 @@ class _Work:
             tqdm.write(text)
 
 
-def _share(count: int, of: int) -> dict[str, float]:
+def share(count: int, of: int) -> dict[str, float]:
     """Leak rate with its 95 % interval (Wilson, JASA 1927), and the number of images."""
     ends = binomtest(count, of).proportion_ci(method="wilson")
     return {"leak_rate": count / of, "low": float(ends.low), "high": float(ends.high), "images": of}

@@ -53,6 +53,7 @@ _NAMES: dict[str, Name] = {
     "robbing_the_fed_random": Name("Robbing the Fed, another measurement each round", _ORANGE, "D"),
     "loki_kernel": Name("LOKI, kernel estimate (ours)", _GREEN, "X"),
     "trap_weights": Name("trap weights", _PURPLE, "^"),
+    "own_layer": Name("traps in the model's own layer (ours)", _SKY, "P"),
     "qbi_published": Name("QBI, published bias", _SKY, "v"),
     "qbi_normal": Name("QBI, mean and spread of each neuron", _GREEN, "P"),
     "qbi_quantiles": Name("QBI, quantile of each neuron", _BLUE, "X"),
