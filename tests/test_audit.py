@@ -95,7 +95,7 @@ def test_the_last_executed_layer_is_found_and_its_input(digits):
     assert own.model is not model
     assert model.training
     assert [name for name, _ in model.named_children()] == ["conv", "head", "gate"]  # as it was
-    assert last_linear(own) == "model.head"
+    assert last_linear(ll.Payload.of(own)) == "model.head"
 
 
 @pytest.mark.parametrize(

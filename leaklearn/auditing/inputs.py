@@ -75,7 +75,6 @@ class OwnModel(nn.Module):
         if not last:
             raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {list(linear)}")
         self.head_name, self.classes = last[-1], scores.shape[1]
-        _register_last(model, self.head_name)
 
     @property
     def head(self) -> nn.Linear:
@@ -115,18 +114,6 @@ def _frozen(model: nn.Module) -> list[str]:
     return (
         [f"{count} frozen parameter{plural} taken for trained: a client that sends less tells less."] if count else []
     )
-
-
-def _register_last(model: nn.Module, name: str) -> None:
-    """Register a submodule, and all that it is within, after all others: label restoration looks at the last one.
-
-    A sequence is left as it is, since there the order is what is computed.
-    """
-    parent = model
-    for part in name.split("."):
-        if not isinstance(parent, nn.Sequential | nn.ModuleList):
-            parent._modules[part] = parent._modules.pop(part)
-        parent = parent._modules[part]
 
 
 def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tuple[ImageSet, tuple[str, ...]]:

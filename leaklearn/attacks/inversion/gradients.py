@@ -22,6 +22,7 @@ from leaklearn.attacks.inversion import convolution
 from leaklearn.attacks.inversion.objectives import State
 from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload
+from leaklearn.federated.local import in_mode
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -46,7 +47,9 @@ class Gradients:
         self.payload = payload
         self.protocol = protocol
         self.training = protocol.batch_norm == "train"
-        self._parameters = {name: value.detach() for name, value in payload.parameters.items()}
+        self._parameters = {name: value.detach() for name, value in payload.trained.items()}
+        self._fixed = payload.fixed
+        self._head: str | None = None
         self._layers = _own_layers(payload.model)
         self.one_gradient = not isinstance(protocol, FedAvg)
         self.layered = (
@@ -57,17 +60,16 @@ class Gradients:
         """What the clients would answer: gradients for FedSGD, differences of weights for FedAvg.
 
         Images are (K, N, C, H, W) float in [0, 1], N = T*b a client for T local steps, step by step; labels (K, N)
-        int64, or (K, N, classes) float: a distribution over the classes for each image.
+        int64, or (K, N, classes) float: a distribution over the classes for each image. Nothing comes of frozen
+        parameters; and dropout is off, for the clients' random numbers are known to nobody.
         """
-        model, mode = self.payload.model, self.payload.model.training
-        model.train(self.training)
-        try:
+        if self._head is None:
+            self._head = last_linear(self.payload, images.shape[2:]) or ""
+        with in_mode(self.payload.model, self.training, still=True):
             computed = self._layered(images, labels) if self.layered else None
             if computed is None:
                 self.layered = False
                 computed = self._mapped(images, labels)
-        finally:
-            model.train(mode)
         if isinstance(self.protocol, FedAvg) and self.layered:  # one local step: theta - lr * g, minus theta
             update = {name: -self.protocol.lr * value for name, value in computed.update.items()}
             computed = Computed(update, computed.inputs)
@@ -76,10 +78,8 @@ class Gradients:
     def _layered(self, images: Tensor, labels: Tensor) -> Computed | None:
         """All clients' images as one batch; None where a layer is unused, used twice, or changed in place."""
         clients, batch = images.shape[:2]
-        with _Recorder(self.payload.model, outputs=True) as seen, convolution.ConstantLayers():
-            logits = functional_call(
-                self.payload.model, (self._parameters, self.payload.buffers), (_positions_first(images),)
-            )
+        with _Recorder(self.payload.model, self._head, outputs=True) as seen, convolution.ConstantLayers():
+            logits = functional_call(self.payload.model, (self._parameters, self._fixed), (_positions_first(images),))
         if not seen.once(self._layers):
             return None
         loss = F.cross_entropy(logits, _positions_first(labels), reduction="sum") / batch
@@ -109,8 +109,8 @@ class Gradients:
 
     def _client(self, images: Tensor, labels: Tensor) -> tuple[State, State]:
         def loss(parameters: State, images: Tensor, labels: Tensor) -> tuple[Tensor, State]:
-            with _Recorder(self.payload.model) as seen:
-                logits = functional_call(self.payload.model, (parameters, self.payload.buffers), (images,))
+            with _Recorder(self.payload.model, self._head) as seen:
+                logits = functional_call(self.payload.model, (parameters, self._fixed), (images,))
             return F.cross_entropy(logits, labels), seen.inputs
 
         gradient = grad(loss, has_aux=True)
@@ -128,18 +128,17 @@ class Gradients:
 class _Recorder:
     """Notes what goes into the last linear layer and the batch norms; with `outputs`, of every layer, and comes out."""
 
-    def __init__(self, model: nn.Module, outputs: bool = False) -> None:
+    def __init__(self, model: nn.Module, head: str | None, outputs: bool = False) -> None:
         self.inputs: State = {}
         self.outputs: State = {}
         self._versions: dict[str, list[int]] = {}
         self._count = outputs
         modules = dict(model.named_modules())
-        head = last_linear(model)
         wanted = [
             name
             for name, module in modules.items()
             if (outputs and any(True for _ in module.parameters(recurse=False)))
-            or name == head
+            or (name == head and isinstance(module, nn.Linear))
             or isinstance(module, BATCH_NORM)
         ]
         self._hooks = [modules[name].register_forward_hook(partial(self._note, name)) for name in wanted]

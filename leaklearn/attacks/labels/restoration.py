@@ -107,6 +107,25 @@ def restore_labels(
     return RestoredLabels(counts, (1 - moved).clamp(0, 1).float(), method)
 
 
+def missed_counts(payload: Payload, updates: Updates, most: int) -> Tensor | None:
+    """How far label counts are from whole numbers if clients used 1, 2, ... `most` images: (most,) of an image.
+
+    By the shares mean p - db of the classes, of which only the right number of images, or a multiple, makes counts that
+    are whole; median over the clients. None where the model takes no probe images.
+    """
+    layer = read_last_layer(payload, updates)
+    probes = make_probes(payload, updates)
+    if probes is None:
+        return None
+    if layer.bias is None:
+        layer = layer.with_bias(probes.logits(layer.middle))
+    share = joint(layer, probes)[1] / layer.images
+    missed = [
+        (share * size - nearest_counts(share * size, size)).abs().sum(1).median() / 2 for size in range(1, most + 1)
+    ]
+    return torch.stack(missed).cpu()
+
+
 def idlg(layer: LastLayer) -> Tensor:
     """Classes whose row of the last layer's weight gradient has a negative sum, (K, C) int64.
 

@@ -163,7 +163,18 @@ class LeakyNetwork(nn.Module):
         self, block: LeakyBlock, network: nn.Module, *, skip: bool = False, feature_scale: float = 1.0
     ) -> None:
         super().__init__()
+        taken = getattr(network, "shape", None)
+        if taken is not None and tuple(taken) != block.shape:
+            raise ValueError(
+                f"the malicious layer is made by public images of shape {block.shape}, but {type(network).__name__} takes "
+                f"{tuple(taken)}: public images are of the clients' kind, as many channels and pixels"
+            )
         self.block, self.network, self.skip, self.feature_scale = block, network, skip, feature_scale
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        return self.block.shape
 
     @property
     def head(self) -> nn.Linear:
