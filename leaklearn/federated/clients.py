@@ -52,8 +52,8 @@ def make_clients(
     """
     if not isinstance(train, ImageSet):
         raise TypeError(
-            f"make_clients shares out an ImageSet, such as `data.train`, not a {type(train).__name__}; images and labels "
-            "of your own become one by `leaklearn.auditing.image_set(images, labels)`, the first of what it returns"
+            f"make_clients shares out an ImageSet, such as `data.train`, not a {type(train).__name__}; images and "
+            "labels of your own become one by `leaklearn.auditing.image_set(images, labels)[0]`"
         )
     if images is not None:
         check_count("images", images)
@@ -168,7 +168,7 @@ def _check_model(payload: Payload, protocol: Protocol, clients: Sequence[Client]
         if shape is not None and tuple(shape) != tuple(client.data.shape):
             raise ValueError(
                 f"{type(payload.model).__name__} takes images of shape {tuple(shape)}, and those of client {client.id} "
-                f"are {tuple(client.data.shape)}; a malicious layer has the shape of the public images that it is made by"
+                f"are {tuple(client.data.shape)}; a malicious layer takes the shape of the public images it is made by"
             )
     if not payload.trained:
         raise ValueError(f"all parameters of {payload!r} are frozen: clients have nothing to train and to send")

@@ -57,8 +57,8 @@ def local_updates(
 
     Images are (K, T, b, C, H, W) float in [0, 1], with T = 1 for FedSGD, and labels (K, T, b); a personal payload is
     that of these clients in their order. What comes back are updates and batch-norm buffers (none in eval mode) by
-    name, each (K, ...); nothing of frozen parameters. Random layers draw by each client's seed, where there are `seeds`,
-    else by the global random state.
+    name, each (K, ...); nothing of frozen parameters. Random layers draw by each client's seed, where there are
+    `seeds`, else by the global random state.
     """
     if _mixed(protocol):
         return _one_by_one(payload, protocol, images, labels, seeds)

@@ -55,7 +55,7 @@ class PrivateSGD(NoisyDefence):
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
-        """See `Defence.answer`; a ValueError for batch norm in train mode, where no image has a gradient of its own, and
+        """See `Defence.answer`; a ValueError for batch norm in train mode: no image then has a gradient of its own. And
         for dropout."""
         refuse_batch_norm(self, payload, protocol)
         try:
@@ -64,8 +64,8 @@ class PrivateSGD(NoisyDefence):
             if RANDOM not in str(error):
                 raise
             raise ValueError(
-                f"{self} computes the gradients of all images at once, which random layers (dropout) do not allow: give "
-                "them p = 0, or FedSGD(..., batch_norm='eval')"
+                f"{self} computes the gradients of all images at once, which random layers (dropout) do not allow: "
+                "give them p = 0, or FedSGD(..., batch_norm='eval')"
             ) from error
 
     def _trained(

@@ -84,11 +84,7 @@ def check_parts(payload: Payload, updates: Updates, names: Sequence[str]) -> Non
         if name not in payload.parameters:
             raise ValueError(f"the model has no parameter {name!r}, which labels are told by")
         if name not in updates.tensors:
-            why = (
-                "keep it in respond(only=...)"
-                if name in payload.trained
-                else "it is frozen, so that clients send nothing"
-            )
+            why = "keep it in respond(only=...)" if name in payload.trained else "it is frozen: clients send nothing"
             raise ValueError(f"the updates lack {name!r}, which labels are told by: {why}")
         found, sent = updates.tensors[name], payload.parameters[name]
         if found.shape[1:] != sent.shape:
@@ -146,7 +142,8 @@ def head_prefix(payload: Payload) -> str:
     name = last_linear(payload)
     if name is None:
         raise ValueError(
-            f"{type(payload.model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's gradients"
+            f"{type(payload.model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's "
+            "gradients"
         )
     return f"{name}." if name else ""
 

@@ -35,6 +35,13 @@ EDGE = 1e-5
 UNIT_ROUNDOFF = 2.0**-24
 
 
+NOT_FINITE = (
+    "{name}: the updates of {count} of {of} clients are not finite in places (first: client {first}); the {neurons} "
+    "neurons concerned are left out"
+)
+"""What is said of updates with values that are NaN or infinite."""
+
+
 class Candidates(NamedTuple):
     """Reconstructions before verification: row of the update and neuron (R,), images (R, d), pixel noise (R,)."""
 
@@ -99,7 +106,7 @@ class LinearLeakage(ABC):
         with a warning; `off_grid` counts such clients. With `split`, what was no image is tried as a mixture of two,
         where the neurons' bias gradients are known and single; `taken_split` counts the images that this gave.
         """
-        weight, bias = (updates.tensors[name] for name in self.reads)
+        weight, bias = finite_neurons(self.name, updates, *(updates.tensors[name] for name in self.reads))
         parts, seen, off, split = [], 0, 0, 0
         for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
@@ -189,6 +196,21 @@ def roundoff(values: Tensor) -> float:
         if all(bool((part.to(kind).to(part.dtype) == part).all()) for part in (some, flat)):
             return error
     return UNIT_ROUNDOFF
+
+
+def finite_neurons(name: str, updates: Updates, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's update, weight (K, n, d) and bias (K, n), zero in neurons that are not finite in both, with a warning.
+
+    The bias of a sum over clients has one row, and concerns them all.
+    """
+    bad = ~(weight.isfinite().all(2) & bias.isfinite())
+    rows = bad.any(1).nonzero().flatten().tolist()
+    if not rows:
+        return weight, bias
+    first = "of a sum" if len(weight) < len(updates) else int(updates.clients[rows[0]])
+    about = {"name": name, "count": len(rows), "of": len(updates), "first": first, "neurons": int(bad.sum())}
+    warnings.warn(NOT_FINITE.format(**about), stacklevel=3)
+    return weight.masked_fill(bad.unsqueeze(2), 0.0), bias.masked_fill(bad[: len(bias)], 0.0)
 
 
 def groups(updates: Updates, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -166,8 +166,8 @@ class LeakyNetwork(nn.Module):
         taken = getattr(network, "shape", None)
         if taken is not None and tuple(taken) != block.shape:
             raise ValueError(
-                f"the malicious layer is made by public images of shape {block.shape}, but {type(network).__name__} takes "
-                f"{tuple(taken)}: public images are of the clients' kind, as many channels and pixels"
+                f"the malicious layer is made by public images of shape {block.shape}, but {type(network).__name__} "
+                f"takes {tuple(taken)}: public images are of the clients' kind, as many channels and pixels"
             )
         self.block, self.network, self.skip, self.feature_scale = block, network, skip, feature_scale
 
