@@ -27,8 +27,8 @@ from leaklearn.federated.protocols import FedAvg, Protocol
 # weights that a small step changed.
 AGREES = {"gradient": 1e-3, "delta": 2e-2}
 # Of an image, by which label counts miss whole numbers: from so much on a number of images is doubtful, if those of
-# another one miss by at most a third of that, and in proportion to it by a quarter. No false alarm in 75 batches of 2 to
-# 32 images, of four untrained networks and a trained one, of which nothing can be told.
+# another one miss by at most a third of that, and in proportion to it by a quarter. No false alarm in 75 batches of 2
+# to 32 images, of four untrained networks and a trained one, of which nothing can be told.
 DOUBTFUL, FEWER, SMALLER = 0.3, 1 / 3, 1 / 4
 MOST_IMAGES = 256
 """Of a client, beyond which label counts are too rough to tell anything of the batch size."""
@@ -157,8 +157,8 @@ def _of_batch_size(payload: Payload, updates: Updates, finite: Tensor) -> tuple[
         return [], [f"{by}, as those of other numbers do: whether it is the right one is not known"]
     other = int((better & (share <= 2 * share[better].min())).nonzero()[0]) + 1
     return [
-        f"{by}, but those of {other} images by {float(missed[other - 1]):.1g}: the batch size is another one, or the local "
-        "steps or their learning rate are"
+        f"{by}, but those of {other} images by {float(missed[other - 1]):.1g}: the batch size is another one, or the "
+        "local steps or their learning rate are"
     ], []
 
 

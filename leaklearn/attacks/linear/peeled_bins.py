@@ -41,8 +41,8 @@ UNREAD = (
 """What is said where neurons hold something and nothing of it could be read."""
 UNPROVED = (
     "{name}: of {count} of {of} clients neurons still hold something, and images are missing: too many for the "
-    "neurons, or off the 8-bit grid, as after interpolation; such images are read only where their gradients can be made anew, "
-    "and {why}"
+    "neurons, or off the 8-bit grid, as after interpolation; such images are read only where their gradients can be "
+    "made anew, and {why}"
 )
 """What is said where some images may not have been on the grid, and without proof were not looked for off it."""
 

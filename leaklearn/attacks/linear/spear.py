@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from leaklearn.attacks.linear.base import finite_neurons
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
@@ -83,14 +84,15 @@ class Spear:
         """
         if updates.summed or updates.kind != "gradient":
             raise ValueError(f"{updates!r}: the images are in the gradient of a single client")
-        names = [f"{first_layer(payload.model)}.{part}" for part in ("weight", "bias")]
-        layer = [payload.parameters[name].double() for name in names]
+        name = first_layer(payload.model)
+        layer = [payload.parameters[f"{name}.{part}"].double() for part in ("weight", "bias")]
+        sent = layer_update(self.name, updates, name)
         mean, std = (payload.buffers[f"normalise.{name}"].double() for name in ("mean", "std"))
         generator = torch.Generator().manual_seed(seed)
         parts = []
         # One client after another: each is a search of its own size, batched over its tries.
         for row, client in enumerate(updates.clients):
-            inputs, agreement = self.recover(*(updates.tensors[n][row].double() for n in names), *layer, generator)
+            inputs, agreement = self.recover(*(value[row].double() for value in sent), *layer, generator)
             images = (inputs.unflatten(1, tuple(payload.model.shape)) * std + mean).flatten(1)  # in [0, 1]
             good = (agreement >= AGREEMENT) & (images.amin(1) >= -RANGE_SLACK) & (images.amax(1) <= 1 + RANGE_SLACK)
             position = good.nonzero().flatten()
@@ -241,6 +243,20 @@ def independent(directions: Tensor, rank: Tensor, most: int) -> Tensor:
         for _ in range(2):  # once more against rounding
             rest = rest - (rest @ new).unsqueeze(1) * new
     return torch.tensor(chosen, dtype=torch.int64, device=rest.device)
+
+
+def layer_update(name: str, updates: Updates, layer: str) -> tuple[Tensor, Tensor]:
+    """What came back of a layer, weight (K, n, d) and bias (K, n), see `finite_neurons`; `name` is the attack's.
+
+    A ValueError says that nothing came back.
+    """
+    lacking = [part for part in ("weight", "bias") if f"{layer}.{part}" not in updates.tensors]
+    if lacking:
+        raise ValueError(
+            f"the updates lack {lacking[0]} of {layer!r}, which images are read from: it is frozen, so that clients "
+            "send nothing of it, or left out by respond(only=...)"
+        )
+    return finite_neurons(name, updates, *(updates.tensors[f"{layer}.{part}"] for part in ("weight", "bias")))
 
 
 def first_layer(model: nn.Module) -> str:
