@@ -208,10 +208,13 @@ def in_mode(model: nn.Module, training: bool, *, still: bool = False) -> Iterato
     for module, _ in before:
         if training and still and isinstance(module, NORM):
             module.train()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for module, mode in before:
             module.training = mode
 

@@ -250,7 +250,8 @@ class GradientInversion:
         if finite.any():
             kept = {name: value[finite.to(value.device)] for name, value in updates.tensors.items()}
             good = replace(updates, tensors=kept, buffers={}, clients=updates.clients[finite])
-            known[finite] = restore_labels(payload, good, self.settings.labels).labels().cpu()
+            restored = restore_labels(payload, good, self.settings.labels, shape=shape[1:])
+            known[finite] = restored.labels().cpu()
         return known
 
     def _starts(self, clients: int, shape: torch.Size, scores: int, seed: int, start: Tensor | None) -> Tensor:

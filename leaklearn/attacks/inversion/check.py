@@ -124,7 +124,7 @@ def check(
         problems.append(f"the updates of {len(silent)} clients are zero throughout (first: client {silent[0]})")
     problems += _of_head(payload, updates, finite, shape)
     if not problems and truth is None:
-        problem, note = _of_batch_size(payload, updates, finite)
+        problem, note = _of_batch_size(payload, updates, finite, shape)
         problems, notes = problems + problem, notes + note
     if truth is not None:
         distance, sentence = _of_truth(payload, updates, labels, truth)
@@ -132,7 +132,9 @@ def check(
     return Check(tuple(problems), tuple(notes), distance)
 
 
-def _of_batch_size(payload: Payload, updates: Updates, finite: Tensor) -> tuple[list[str], list[str]]:
+def _of_batch_size(
+    payload: Payload, updates: Updates, finite: Tensor, shape: Sequence[int] | None
+) -> tuple[list[str], list[str]]:
     """A problem where label counts are whole for another number of images only; else a note of what they tell."""
     told = updates.protocol.images_per_client
     unknown = f"nothing here tests the number of images of a client, {told}, which the protocol says"
@@ -141,7 +143,7 @@ def _of_batch_size(payload: Payload, updates: Updates, finite: Tensor) -> tuple[
     try:
         kept = {name: value[finite.to(value.device)] for name, value in updates.tensors.items()}
         some = replace(updates, tensors=kept, buffers={}, clients=updates.clients[finite])
-        missed = missed_counts(payload, some, 2 * told)
+        missed = missed_counts(payload, some, 2 * told, shape)
     except (ValueError, RuntimeError):  # no linear last layer, or it is frozen
         missed = None
     if missed is None or not missed.isfinite().all():

@@ -65,7 +65,8 @@ class Gradients:
         """
         if self._head is None:
             self._head = last_linear(self.payload, images.shape[2:]) or ""
-        with in_mode(self.payload.model, self.training, still=True):
+        model = self.payload.model
+        with in_mode(model, self.training, still=True), _written_out(model, self.training):
             computed = self._layered(images, labels) if self.layered else None
             if computed is None:
                 self.layered = False
@@ -104,8 +105,7 @@ class Gradients:
         """One client's update under ``vmap``."""
         steps = self.protocol.local_steps
         images, labels = images.unflatten(1, (steps, -1)), labels.unflatten(1, (steps, -1))
-        with _written_out(self.payload.model, self.training):
-            return Computed(*vmap(self._client)(images, labels))
+        return Computed(*vmap(self._client)(images, labels))
 
     def _client(self, images: Tensor, labels: Tensor) -> tuple[State, State]:
         def loss(parameters: State, images: Tensor, labels: Tensor) -> tuple[Tensor, State]:
@@ -221,20 +221,22 @@ def _mixing(model: nn.Module, training: bool) -> list[nn.Module]:
 
 @contextmanager
 def _written_out(model: nn.Module, training: bool) -> Iterator[None]:
-    """Within this context the norms that `_mixing` finds are made of elementary operations, and leave their buffers.
+    """Within this context the norms that `_mixing` finds, and hard sigmoids, are made of elementary operations.
 
     PyTorch's batch norm in train mode, mapped over clients and differentiated twice, gives a wrong second derivative
     (seen in PyTorch 2.13: its first derivative takes mean and variance from the forward pass, and ``vmap`` forgets that
-    these depend on the images). It also counts in its buffers, in place. The same norm written out does neither.
+    these depend on the images). It also counts in its buffers, in place. The same norm written out does neither. And a
+    hard sigmoid, (x + 3) / 6 cut to 0..1, has no second derivative there.
     """
-    norms = _mixing(model, training)
-    for norm in norms:
-        norm.forward = partial(_normalise, norm)
+    forwards = {norm: partial(_normalise, norm) for norm in _mixing(model, training)}
+    forwards |= {each: lambda x: F.relu6(x + 3) / 6 for each in model.modules() if isinstance(each, nn.Hardsigmoid)}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
+        for module in forwards:
+            del module.forward
 
 
 def _normalise(norm: nn.Module, x: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ class LastLayer:
         return replace(self, bias=torch.einsum("kij,kj->ki", self.gram, mean.expand(len(self.gram), -1)) / size)
 
 
-def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
-    """Take the last layer's part of the updates.
+def read_last_layer(payload: Payload, updates: Updates, shape: Sequence[int] | None = None) -> LastLayer:
+    """Take the last layer's part of the updates; `shape` as in `last_linear`.
 
     A ValueError refuses sums, models without a linear last layer, updates that lack it or do not fit it, and values
     that are not finite.
@@ -60,7 +60,7 @@ def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
             f"these updates are a sum over {len(updates)} clients, in which labels of single clients cannot be told; "
             "label restoration needs updates without secure aggregation"
         )
-    head = head_prefix(payload)
+    head = head_prefix(payload, shape)
     weights = payload.parameters[f"{head}weight"]
     biases = payload.parameters.get(f"{head}bias")
     check_parts(payload, updates, [f"{head}weight"] + ([] if biases is None else [f"{head}bias"]))
@@ -136,10 +136,10 @@ def classes(payload: Payload, shape: Sequence[int]) -> int:
     return _logits(payload, payload.parameters, payload.buffers, _blank(payload, shape), training=False).shape[1]
 
 
-def head_prefix(payload: Payload) -> str:
+def head_prefix(payload: Payload, shape: Sequence[int] | None = None) -> str:
     """What the last linear layer's parameters are called before ``weight``, ``"head."`` in our networks; a ValueError
     where the model has none."""
-    name = last_linear(payload)
+    name = last_linear(payload, shape)
     if name is None:
         raise ValueError(
             f"{type(payload.model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's "
@@ -188,13 +188,16 @@ class Probes:
         return outputs(moved, buffers).double()
 
 
-def make_probes(payload: Payload, updates: Updates, public: ImageSet | None = None) -> Probes | None:
-    """Public images, the first 512, where given; else synthetic ones of a size that the model takes; or None."""
+def make_probes(
+    payload: Payload, updates: Updates, public: ImageSet | None = None, shape: Sequence[int] | None = None
+) -> Probes | None:
+    """Public images, the first 512, where given; else synthetic ones of a usual size that the model takes, or of a
+    `shape` (C, H, W), by default its own; or None."""
     device, dtype = payload.device, payload.dtype
     if public is not None:
         images = public.images[:PUBLIC].to(device, dtype) / 255
         return Probes(images, public.labels[:PUBLIC].to(device), payload, updates)
-    shape = _usual_shape(payload) or image_shape(payload)
+    shape = _usual_shape(payload) or shape or image_shape(payload)
     return None if shape is None else Probes(_synthetic_images(*shape).to(device, dtype), None, payload, updates)
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
+from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork, passing_gradients
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import LEVELS, OFF_GRID, Verdict, verify
 from leaklearn.data.images import ImageSet
@@ -93,7 +93,7 @@ class LinearLeakage(ABC):
 
     def payload(self, model: nn.Module, public: ImageSet) -> Payload:
         """The malicious model to send: `block` in front of `model`."""
-        return Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint)
+        return passing_gradients(Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint))
 
     def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0, round: int = 0) -> Leak:
         """Take images out of the answers to `payload`, of single clients or their sum; what fails `verify` is left out.

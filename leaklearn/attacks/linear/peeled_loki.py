@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.bins import ManyBins
-from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork
+from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork, passing_gradients
 from leaklearn.attacks.linear.peeled_bins import PeeledBins, Proof
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
@@ -85,7 +85,7 @@ class PeeledLoki(PeeledBins):
 
     def payload(self, model: nn.Module, public: ImageSet) -> Payload:
         network = LeakyNetwork(self.block(public), model, feature_scale=self.feature_scale)
-        return Payload.of(network, disjoint=self.disjoint)
+        return passing_gradients(Payload.of(network, disjoint=self.disjoint))
 
     def sums(self, payload: Payload, updates: Updates) -> tuple[Tensor, Tensor]:
         channels, height, width = payload.model.block.shape
