@@ -15,6 +15,7 @@ from leaklearn import torchvision_compat  # noqa: F401  (before torchvision)
 from leaklearn.attacks import GradientInversion, Loki, PeeledBins, PeeledLayer, PeeledLoki, RobbingTheFed, Spear
 from leaklearn.attacks.labels import match_labels, restore_labels
 from leaklearn.attacks.labels.last_layer import last_linear
+from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.federated import FedAvg, FedSGD, Payload, PersonalPayload, PrivateSGD, Server, make_clients, respond
 from leaklearn.federated.clients import client_seed, draw_batches, gather, round_truth
 from leaklearn.federated.local import is_random
@@ -117,6 +118,23 @@ def test_a_layer_that_only_looks_on_is_no_head():
             return scores
 
     assert last_linear(Payload.of(Auxiliary())) == "head"
+
+
+def test_a_classifier_that_is_registered_first_is_no_first_layer():
+    class Turned(nn.Module):
+        shape = INFO.shape
+
+        def __init__(self):
+            super().__init__()
+            self.classifier = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+            self.conv = nn.Conv2d(1, 6, 5, stride=3)
+
+        def forward(self, x):
+            return self.classifier(self.conv(x).relu().mean((2, 3)))
+
+    assert last_linear(Payload.of(Turned())) == "classifier.2"
+    with pytest.raises(ValueError, match="the first layer of Turned is not fully connected with ReLU right behind it"):
+        first_layer(Turned())
 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def passing_gradients(payload: Payload) -> Payload:
     if not isinstance(head, nn.Linear) or head.weight.any():
         return payload
     warnings.warn(
-        f"the last layer of {type(payload.model.network).__name__} is all zero, and no gradient comes back through it; the "
+        f"the last layer of {type(payload.model.network).__name__} is all zero, and passes no gradient back; the "
         "server fills it with random numbers",
         stacklevel=3,
     )

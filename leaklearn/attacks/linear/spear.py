@@ -17,6 +17,7 @@ Given an orthonormal basis A (m, b) of the space of L, two searches look for q w
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -260,12 +261,18 @@ def layer_update(name: str, updates: Updates, layer: str) -> tuple[Tensor, Tenso
 
 
 def first_layer(model: nn.Module) -> str:
-    """Name of the first layer, which must be fully connected and have ReLU behind it, else a ValueError is raised."""
+    """Name of the first layer, which must be fully connected and have ReLU behind it, else a ValueError is raised.
+
+    Also where the layer registered first does not take as many numbers as an image of the model's own `shape` has.
+    """
     modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     begin = next((i for i, (_, module) in enumerate(modules) if list(module.parameters())), len(modules))
     kinds = [type(module) for _, module in modules[begin : begin + 2]]
     if len(kinds) == 2 and issubclass(kinds[0], nn.Linear) and issubclass(kinds[1], nn.ReLU):
-        return modules[begin][0]
+        name, layer = modules[begin]
+        shape = getattr(model, "shape", None)
+        if shape is None or layer.in_features == prod(shape):
+            return name
     raise ValueError(
         f"the first layer of {type(model).__name__} is not fully connected with ReLU right behind it: "
         "build('mlp', ..., norm='none', activation='relu') is"
