@@ -38,7 +38,18 @@ _WHERE = {
     "evaluation": ("Truth", "interval", "score", "summarise"),
 }
 _ORIGIN = {name: module for module, names in _WHERE.items() for name in names}
-_MODULES = ("attacks", "data", "evaluation", "experiments", "federated", "learning", "models", "report", "widgets")
+_MODULES = (
+    "attacks",
+    "auditing",
+    "data",
+    "evaluation",
+    "experiments",
+    "federated",
+    "learning",
+    "models",
+    "report",
+    "widgets",
+)
 
 __all__ = sorted([*_ORIGIN, *_MODULES])
 

@@ -200,7 +200,7 @@ def test_clients_keep_the_first_images_of_their_share():
 
 def test_clients_are_made_of_an_image_set():
     data = image_set(60)
-    with pytest.raises(TypeError, match=r"ImageSet, such as `data.train`, not a tuple; .*ImageSet\(images, labels"):
+    with pytest.raises(TypeError, match=r"ImageSet, such as `data.train`, not a tuple; .*image_set\(images, labels\)"):
         make_clients((data.images, data.labels), 5)
     with pytest.raises(ValueError, match="images is 0"):
         make_clients(data, 5, images=0)

@@ -146,7 +146,9 @@ def test_notes():
     assert "statistics of an untrained model" in str(ATTACK.check(payload, updates))
     payload, updates, _, _ = exchange(PROTOCOLS[0], name="lenet", dtype=torch.float32)
     assert "the model has no batch norm" in str(GradientInversion("gradinversion").check(payload, updates))
-    assert str(ATTACK.check(payload, updates)) == "payload, updates and settings fit together"
+    assert str(ATTACK.check(payload, updates)).startswith("note: label counts of 3 images of a client")
+    payload, updates, truth, labels = exchange(PROTOCOLS[0], name="lenet", dtype=torch.float32)
+    assert str(ATTACK.check(payload, updates, labels, truth)) == "payload, updates and settings fit together"
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_malicious_payloads_are_simulated_too(attack, batch_norm):
     computed = assert_right(payload, protocol, images, labels)
     assert_same({n: v.detach() for n, v in computed(images.requires_grad_(), labels).update.items()}, updates.tensors)
     assert computed.layered == (batch_norm == "eval")
-    assert last_linear(payload.model) == "network.head"
+    assert last_linear(payload) == "network.head"
 
 
 class Plain(nn.Module):

@@ -7,7 +7,8 @@
 Nothing leaves this machine.
 """
 
+from leaklearn.auditing.inputs import image_set
 from leaklearn.auditing.run import Audit, audit
 from leaklearn.auditing.update import UpdateAudit, audit_update
 
-__all__ = ["Audit", "UpdateAudit", "audit", "audit_update"]
+__all__ = ["Audit", "UpdateAudit", "audit", "audit_update", "image_set"]

@@ -11,10 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.data.images import DataInfo, ImageSet
+from leaklearn.federated import Payload
+from leaklearn.federated.local import NORM, is_random
 from leaklearn.models import Normalise
 
 MOST_IMAGES = 2048
 """Of a data set or loader that are looked at."""
+TABLE = (
+    "Images of one row are taken for a table's features. They were rounded to 256 levels of [0, 1], which attacks then "
+    "build on: right for features of no more values than that, as ages and categories scaled so, and for others a "
+    "stronger attacker than yours; the row of noise of half a level tells how much. 20 dB are errors of 0.1 in "
+    "features of [0, 1]. Gradient inversion expects neighbours to be alike, as pixels are and columns are not."
+)
+"""What is said of features as images."""
+ZERO_HEAD = (
+    "The model's last layer is all zero, as torchvision's transformers begin: no gradient comes back through it, so "
+    "that a server that changes nothing reads labels only. That ends with the first step of training: audit the model "
+    "as it is in use."
+)
+"""What is said of a model that passes no gradient back."""
+WITHOUT_RANDOM = (
+    "Dropout, and what else is random in train mode, was left out of the clients' training. With it a gradient is that "
+    "of a random part of the network: what inversion then reads was not measured; attacks on a first layer do not look "
+    "at what lies behind it."
+)
+"""What is said of a model that draws random numbers."""
 GRID = 1e-3
 """Grey levels by which floats may miss whole ones and still count as stored with 8 bits."""
 
@@ -41,6 +62,7 @@ class OwnModel(nn.Module):
         self, model: nn.Module, images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> None:
         super().__init__()
+        self.still = False
         self.model = model = deepcopy(model)
         self.shape = tuple(images.shape[1:])
         channels, given = images.shape[1], {"mean": mean, "std": std}
@@ -49,7 +71,7 @@ class OwnModel(nn.Module):
             if len(given[name]) != channels:
                 raise ValueError(f"{name} has {len(given[name])} values; the images have {channels} channels")
         self.normalise = Normalise(**given)
-        self.told = [*_without_dropout(model), *_frozen(model)]
+        self.told = _frozen(model)
         run: list[tuple[str, Tensor]] = []
         linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         handles = [
@@ -75,7 +97,20 @@ class OwnModel(nn.Module):
         if not last:
             raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {list(linear)}")
         self.head_name, self.classes = last[-1], scores.shape[1]
-        _register_last(model, self.head_name)
+        self.told += [] if self.head.weight.any() else [ZERO_HEAD]
+        if is_random(Payload.of(self), images[:1]):
+            self.told.append(WITHOUT_RANDOM)
+            self.still = True
+            self.train(before)
+
+    def train(self, mode: bool = True) -> OwnModel:
+        """As of any module, but what is random in train mode, as dropout, stays off: norm layers alone are trained."""
+        super().train(mode and not self.still)
+        self.training = mode
+        for module in self.modules() if mode and self.still else ():
+            if isinstance(module, NORM):
+                module.train()
+        return self
 
     @property
     def head(self) -> nn.Linear:
@@ -97,36 +132,10 @@ class OwnModel(nn.Module):
         return self.model(self.normalise(images))
 
 
-def _without_dropout(model: nn.Module) -> list[str]:
-    """Switch dropout off, which no batched program of many clients computes, and say so."""
-    layers = [each for each in model.modules() if isinstance(each, nn.modules.dropout._DropoutNd) and each.p > 0]
-    for layer in layers:
-        layer.p = 0.0
-    text = (
-        "Dropout was left out of the clients' training. With it, a gradient is that of a random part of the network: "
-        "what inversion then reads was not measured; attacks on a first layer do not look at what lies behind it."
-    )
-    return [text] if layers else []
-
-
 def _frozen(model: nn.Module) -> list[str]:
     count = sum(not parameter.requires_grad for parameter in model.parameters())
-    plural = "s were" if count > 1 else " was"
-    return (
-        [f"{count} frozen parameter{plural} taken for trained: a client that sends less tells less."] if count else []
-    )
-
-
-def _register_last(model: nn.Module, name: str) -> None:
-    """Register a submodule, and all that it is within, after all others: label restoration looks at the last one.
-
-    A sequence is left as it is, since there the order is what is computed.
-    """
-    parent = model
-    for part in name.split("."):
-        if not isinstance(parent, nn.Sequential | nn.ModuleList):
-            parent._modules[part] = parent._modules.pop(part)
-        parent = parent._modules[part]
+    plural = "s are" if count > 1 else " is"
+    return [f"{count} parameter{plural} frozen: clients do not train them, and send nothing of them."] if count else []
 
 
 def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tuple[ImageSet, tuple[str, ...]]:
@@ -145,7 +154,10 @@ def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tu
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(1)
     if pixels.ndim != 4:
-        raise ValueError(f"images are {tuple(pixels.shape)}; (N, C, H, W), (N, H, W, C) or (N, H, W) are needed")
+        raise ValueError(
+            f"images are {tuple(pixels.shape)}; (N, C, H, W), (N, H, W, C) or (N, H, W) are needed. Features of a "
+            "table: scale each to [0, 1], give (N, 1, 1, d), and a model that begins with nn.Flatten()"
+        )
     if pixels.shape[1] not in (1, 3) and pixels.shape[3] in (1, 3):
         pixels = pixels.permute(0, 3, 1, 2)
     if len(pixels) != len(truth):
@@ -170,6 +182,8 @@ def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tu
                 "how much."
             )
         pixels = levels.round().to(torch.uint8)
+    if pixels.shape[1:3] == (1, 1):
+        told.append(TABLE)
     count = max(int(truth.max()) + 1, classes or 0)
     colour = (pixels.float() / 255).transpose(0, 1).flatten(1)
     info = DataInfo(

@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from leaklearn.attacks import GradientInversion, Loki, PeeledBins, PeeledLayer, PeeledLoki, RobbingTheFed
@@ -27,7 +26,7 @@ from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.detection import inspect
-from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.federated.local import mixes_batch
 from leaklearn.federated.protocols import Protocol
 from leaklearn.report.names import label
 
@@ -234,7 +233,7 @@ class _Work:
     @property
     def bound(self) -> bool:
         """Whether batch norm ties an image's gradient to its batch."""
-        return self.protocol.batch_norm == "train" and bool(batch_norm_buffers(self.own))
+        return mixes_batch(self.own, self.protocol)
 
     def linear(self) -> Iterator[tuple[Any, str]]:
         """Attacks on a first layer, the server's or the model's own, and what the server changes for them."""
@@ -261,8 +260,7 @@ class _Work:
         if defence is not None and not isinstance(attack, GradientInversion):
             attacker = Defended(attack, defence, Wiener.of(self.public))
         options = {"network": self.own, "secure": self.secure, "defence": defence}
-        # Flash attention has no second derivative, which gradient inversion takes.
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(record=True) as raised:
+        with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", UserWarning)
             found = self.bench.exchange(attacker, self.seed, self.group, protocol or self.protocol, **options)
         told = [str(each.message) for each in raised if issubclass(each.category, UserWarning)]

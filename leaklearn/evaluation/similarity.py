@@ -35,14 +35,19 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return _each(a, b, "peak_signal_noise_ratio", dim=(1, 2, 3)).clamp(max=CEILING_DB)
 
 
+SMALLEST = 6
+"""Pixels each way that SSIM's window can be padded to."""
+
+
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity of each pair (Wang et al., 2004): Gaussian window of 11 pixels, sigma 1.5, data range 1.
 
-    Takes what `psnr` takes, in images of 6 pixels or more each way. (N,) float32, at most 1 for identical images.
+    Takes what `psnr` takes, in images of `SMALLEST` pixels or more each way. (N,) float32, at most 1 for identical
+    images.
     """
-    if a.ndim == 4 and min(a.shape[2:]) < 6:
+    if a.ndim == 4 and min(a.shape[2:]) < SMALLEST:
         raise ValueError(
-            f"images of {a.shape[2]}x{a.shape[3]} are smaller than SSIM's window can be padded to (6 pixels)"
+            f"images of {a.shape[2]}x{a.shape[3]} are smaller than SSIM's window can be padded to ({SMALLEST} pixels)"
         )
     return _each(a, b, "structural_similarity_index_measure")
 
@@ -99,7 +104,9 @@ def pick(images: Tensor, positions: np.ndarray) -> Tensor:
 def measure_pairs(
     reconstructions: Tensor, rows: np.ndarray, originals: Tensor, positions: np.ndarray, with_ssim: bool
 ) -> np.ndarray:
-    """(P, 2) float64, PSNR in dB and SSIM (NaN unless wanted) of assigned pairs, a chunk of them at a time.
+    """(P, 2) float64, PSNR in dB and SSIM of assigned pairs, a chunk of them at a time.
+
+    SSIM is NaN unless it is wanted, and of images that are smaller than its window.
 
     Reconstruction ``rows[i]`` belongs to original ``positions[i]``, (P,) int64 each, among images (M, C, H, W) and
     (A, C, H, W), float in [0, 1] or uint8.
@@ -110,6 +117,6 @@ def measure_pairs(
         x = as_float(pick(reconstructions, rows[part]))
         y = as_float(pick(originals, positions[part])).to(x.device)
         values[part, 0] = psnr(x, y).cpu().numpy()
-        if with_ssim:
+        if with_ssim and min(x.shape[2:]) >= SMALLEST:
             values[part, 1] = ssim(x, y).cpu().numpy()
     return values

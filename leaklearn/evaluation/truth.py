@@ -37,6 +37,10 @@ class Truth:
                 f"{tuple(self.images.shape[:1])}, not {tuple(self.labels.shape)} and {tuple(self.clients.shape)}"
             )
 
+    def __repr__(self) -> str:
+        count, each, *shape = self.images.shape
+        return f"Truth({count} updates of {each} images {tuple(shape)}, {len(self.clients.unique())} clients)"
+
     def attacked(self) -> tuple[np.ndarray, np.ndarray]:
         """Client and position in ``images.flatten(0, 1)``, (A,) int64 each, of every attacked image, by client.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from leaklearn.data.images import ImageSet
 from leaklearn.data.partition import partition
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.exchange import AnyPayload, Payload, PersonalPayload, Updates, secure_sum
-from leaklearn.federated.local import clients_at_once
+from leaklearn.federated.local import clients_at_once, is_random
 from leaklearn.federated.protocols import Draw, Protocol, check_count
 
 
@@ -51,8 +52,8 @@ def make_clients(
     """
     if not isinstance(train, ImageSet):
         raise TypeError(
-            f"make_clients shares out an ImageSet, such as `data.train`, not a {type(train).__name__}; tensors of your "
-            "own become one by leaklearn.data.ImageSet(images, labels, index, info)"
+            f"make_clients shares out an ImageSet, such as `data.train`, not a {type(train).__name__}; images and "
+            "labels of your own become one by `leaklearn.auditing.image_set(images, labels)[0]`"
         )
     if images is not None:
         check_count("images", images)
@@ -106,7 +107,8 @@ def respond(
     ------
     ValueError
         If a batch is larger than a client's data, no client is given, `batches` or a personal payload are not those of
-        as many clients, or the defence does not fit model, payload or protocol.
+        as many clients, the defence does not fit model, payload or protocol, or the model says that it takes images of
+        another shape, or that nothing of it is trained.
     FloatingPointError
         If an update is not finite.
     """
@@ -119,6 +121,7 @@ def respond(
         raise ValueError(f"{len(clients)} clients and {len(payload)} rows of a personal payload do not match")
     at_once = clients_at_once(payload.shared, protocol) if at_once is None else at_once
     device, dtype = payload.shared.device, payload.shared.dtype
+    _check_model(payload.shared, protocol, clients)
 
     def answer(group: slice) -> Updates:
         """Updates of these clients, in one program."""
@@ -156,6 +159,25 @@ def respond(
         buffers={name: torch.cat([part.buffers[name] for part in parts]) for name in first.buffers},
         clients=torch.cat([part.clients for part in parts]),
     )
+
+
+def _check_model(payload: Payload, protocol: Protocol, clients: Sequence[Client]) -> None:
+    """Refuse images that the model does not take, and a model that is not trained; say what eval mode switches off."""
+    shape = getattr(payload.model, "shape", None)
+    for client in clients:
+        if shape is not None and tuple(shape) != tuple(client.data.shape):
+            raise ValueError(
+                f"{type(payload.model).__name__} takes images of shape {tuple(shape)}, and those of client {client.id} "
+                f"are {tuple(client.data.shape)}; a malicious layer takes the shape of the public images it is made by"
+            )
+    if not payload.trained:
+        raise ValueError(f"all parameters of {payload!r} are frozen: clients have nothing to train and to send")
+    if protocol.batch_norm == "eval" and is_random(payload, clients[0].data[:1].float()):
+        warnings.warn(
+            "batch_norm='eval' has clients run the whole model in eval mode: its dropout, or what else is random in "
+            "train mode, is off",
+            stacklevel=3,
+        )
 
 
 def client_seed(seed: int, client: int) -> int:

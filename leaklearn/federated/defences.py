@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leaklearn.federated.exchange import AnyPayload, Payload, Updates
-from leaklearn.federated.local import State, batch_norm_buffers, local_updates
+from leaklearn.federated.local import State, local_updates, mixes_batch
 from leaklearn.federated.protocols import Protocol
 
 
@@ -44,7 +44,7 @@ class Defence:
 
         Images are (K, T, b, C, H, W) float in [0, 1], labels (K, T, b); each client's random numbers have a seed.
         """
-        tensors, buffers = local_updates(payload, protocol, images, labels)
+        tensors, buffers = local_updates(payload, protocol, images, labels, seeds)
         return self.change(tensors, seeds), buffers
 
     def change(self, tensors: State, seeds: Sequence[int]) -> State:
@@ -296,7 +296,7 @@ def per_client(values: Tensor, like: Tensor) -> Tensor:
 
 def refuse_batch_norm(defence: Defence, payload: AnyPayload, protocol: Protocol) -> None:
     """Raise a ValueError where batch norm would mix a client's images, and send their statistics beside the update."""
-    if protocol.batch_norm == "train" and batch_norm_buffers(payload.shared.model):
+    if mixes_batch(payload.shared.model, protocol):
         raise ValueError(
             f"{defence} cannot protect a model with batch norm, whose statistics mix a client's images and are sent as "
             "they are; build the model with norm='group'"

@@ -21,7 +21,8 @@ class Payload:
     Attributes
     ----------
     model : nn.Module
-        The architecture; its own parameter values are never used.
+        The architecture; its own parameter values are never used. Those that do not require a gradient are frozen:
+        clients do not train them, and send nothing for them.
     parameters, buffers : dict of str to Tensor
         The values sent.
     disjoint : frozenset of str
@@ -49,6 +50,18 @@ class Payload:
     def shared(self) -> Payload:
         """What all clients are sent alike: all of it."""
         return self
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The parameters that clients train, and send something for; see `model`."""
+        frozen = {name for name, value in self.model.named_parameters() if not value.requires_grad}
+        return {name: value for name, value in self.parameters.items() if name not in frozen}
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """Frozen parameters and buffers."""
+        trained = self.trained
+        return {**{n: value for n, value in self.parameters.items() if n not in trained}, **self.buffers}
 
     @property
     def personal(self) -> dict[str, Tensor]:
@@ -100,6 +113,8 @@ class PersonalPayload:
         for name, value in self.personal.items():
             if name not in self.shared.parameters:
                 raise ValueError(f"{name!r} is no parameter of {self.shared!r}")
+            if name not in self.shared.trained:
+                raise ValueError(f"{name!r} is frozen in {self.shared!r}; only what clients train can be personal")
             wanted = tuple(self.shared.parameters[name].shape)
             if tuple(value.shape[1:]) != wanted or len(value) != len(self):
                 raise ValueError(f"{name} is {tuple(value.shape)}; {len(self)} clients need ({len(self)}, *{wanted})")

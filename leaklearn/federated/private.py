@@ -27,7 +27,7 @@ from torch.func import functional_call, grad, vmap
 
 from leaklearn.federated.defences import NoisyDefence, noised, refuse_batch_norm, squared_norms
 from leaklearn.federated.exchange import AnyPayload, Payload, Updates
-from leaklearn.federated.local import State, hooked, in_mode, starts
+from leaklearn.federated.local import RANDOM, State, hooked, in_mode, starts
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 # Weights from which on a linear layer's gradient is not computed image by image, but its norm alone.
@@ -55,8 +55,22 @@ class PrivateSGD(NoisyDefence):
     def answer(
         self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
     ) -> tuple[State, State]:
-        """See `Defence.answer`; a ValueError for batch norm in train mode: no image then has a gradient of its own."""
+        """See `Defence.answer`; a ValueError for batch norm in train mode: no image then has a gradient of its own. And
+        for dropout."""
         refuse_batch_norm(self, payload, protocol)
+        try:
+            return self._trained(payload, protocol, images, labels, seeds)
+        except RuntimeError as error:
+            if RANDOM not in str(error):
+                raise
+            raise ValueError(
+                f"{self} computes the gradients of all images at once, which random layers (dropout) do not allow: "
+                "give them p = 0, or FedSGD(..., batch_norm='eval')"
+            ) from error
+
+    def _trained(
+        self, payload: AnyPayload, protocol: Protocol, images: Tensor, labels: Tensor, seeds: Sequence[int]
+    ) -> tuple[State, State]:
         start, axes = starts(payload)
         weights, steps = start, images.shape[1]
         with in_mode(payload.shared.model, protocol.batch_norm == "train"):
@@ -97,7 +111,7 @@ def clipped_gradients(payload: Payload, clip: float, axes: int | dict[str, int |
     the sum of clipped gradients is then one backward pass over losses weighted by the clipping factors (Li et al., ICLR
     2022). `axes` says where clients are an axis of the weights: 0 if they all have weights of their own, else `starts`.
     """
-    model, buffers = payload.model, payload.buffers
+    model, buffers = payload.model, payload.fixed
 
     def losses(parameters: State, images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(functional_call(model, (parameters, buffers), (images,)), labels, reduction="none")
@@ -154,9 +168,11 @@ def wide_layers(payload: Payload) -> list[str]:
     large = [
         name
         for name, module in payload.model.named_modules()
-        if isinstance(module, nn.Linear) and module.weight.numel() >= GHOST_WEIGHTS
+        if isinstance(module, nn.Linear)
+        and module.weight.numel() >= GHOST_WEIGHTS
+        and all(value.requires_grad for value in module.parameters())
     ]
-    shape = getattr(payload.model, "shape", None) or getattr(getattr(payload.model, "network", None), "shape", None)
+    shape = getattr(payload.model, "shape", None)
     if not large or shape is None:
         return []
     image = torch.zeros(1, *shape, device=payload.device, dtype=payload.dtype)

@@ -53,7 +53,8 @@ class Server:
             return (w * value).sum(0)
 
         for name, parameter in self.model.named_parameters():
-            parameter.add_(average(updates.tensors[name]), alpha=sign * self.lr)
+            if parameter.requires_grad:
+                parameter.add_(average(updates.tensors[name]), alpha=sign * self.lr)
         changing = batch_norm_buffers(self.model)
         for name, buffer in self.model.named_buffers():
             if name in changing and name in updates.buffers:

@@ -57,7 +57,11 @@ class Soteria(Defence):
         if isinstance(payload, PersonalPayload):
             raise ValueError(f"{self} computes the features of all clients by one model, but was sent {payload!r}")
         refuse_batch_norm(self, payload, protocol)
-        tensors, buffers = local_updates(payload, protocol, images, labels)
+        if not payload.model.head.weight.requires_grad:
+            raise ValueError(
+                f"{self} prunes the last layer's gradient, but that layer is frozen and nothing is sent of it"
+            )
+        tensors, buffers = local_updates(payload, protocol, images, labels, seeds)
         name = next(name for name, module in payload.model.named_modules() if module is payload.model.head)
         with in_mode(payload.model, protocol.batch_norm == "train"):
             tensors[f"{name}.weight"] = self._pruned(payload, name, images[:, 0], labels[:, 0], seeds)

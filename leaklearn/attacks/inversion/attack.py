@@ -19,7 +19,7 @@ from leaklearn.attacks.inversion.presets import PRESETS, Settings
 from leaklearn.attacks.inversion.priors import STARTS
 from leaklearn.attacks.inversion.problem import Problem, Units
 from leaklearn.attacks.inversion.proof import prove
-from leaklearn.attacks.labels.last_layer import last_linear
+from leaklearn.attacks.labels.last_layer import classes
 from leaklearn.attacks.labels.restoration import restore_labels
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
@@ -73,10 +73,15 @@ class GradientInversion:
         return self.invert(payload, updates, labels, seed=seed, **options).leak
 
     def check(
-        self, payload: Payload, updates: Updates, labels: Tensor | None = None, truth: Tensor | None = None
+        self,
+        payload: Payload,
+        updates: Updates,
+        labels: Tensor | None = None,
+        truth: Tensor | None = None,
+        shape: Sequence[int] | None = None,
     ) -> Check:
         """Whether payload, updates and settings fit together: see `leaklearn.attacks.inversion.check.check`."""
-        return check(self.settings, payload, updates, labels, truth)
+        return check(self.settings, payload, updates, labels, truth, shape)
 
     def invert(
         self,
@@ -126,8 +131,8 @@ class GradientInversion:
         finite = check_updates(payload, updates)
         shape = torch.Size((updates.protocol.images_per_client, *_image_shape(payload, start, shape)))
         given = labels is not None
-        labels = self._labels(payload, updates, labels, finite, shape[0])
-        scores = 0 if labels is not None else shape[0] * _classes(payload)
+        labels = self._labels(payload, updates, labels, finite, shape)
+        scores = 0 if labels is not None else shape[0] * classes(payload, shape[1:])
         points = self._starts(len(updates), shape, scores, seed, start)
         gradients = Gradients(payload, updates.protocol)
         at_once = clients_at_once(payload, shape, settings.restarts) if at_once is None else at_once
@@ -138,7 +143,8 @@ class GradientInversion:
         found = self._blank(payload, points, shape, labels)
         with kept_pages():
             for rows in groups:
-                target = {name: value[rows.to(value.device)].to(device) for name, value in updates.tensors.items()}
+                sent = {name: updates.tensors[name] for name in payload.trained}
+                target = {name: value[rows.to(value.device)].to(device) for name, value in sent.items()}
                 mine = None if labels is None else labels[rows].to(device)
                 problem = Problem(gradients, target, mine, shape, settings)
 
@@ -222,19 +228,20 @@ class GradientInversion:
         return replace(found, leak=leak, objective=objective, certain=certain)
 
     def _labels(
-        self, payload: Payload, updates: Updates, labels: Tensor | None, finite: Tensor, images: int
+        self, payload: Payload, updates: Updates, labels: Tensor | None, finite: Tensor, shape: torch.Size
     ) -> Tensor | None:
         """Labels (K, N) of all clients, or None where they are to be optimised."""
+        images = shape[0]
         if labels is not None:
             if labels.shape != (len(updates), images) or labels.is_floating_point():
                 raise ValueError(
                     f"labels are ({len(updates)}, {images}) whole numbers, one for each image of each client, not "
                     f"{tuple(labels.shape)} {labels.dtype}"
                 )
-            classes = _classes(payload)
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            count = classes(payload, shape[1:])
+            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < count:
                 raise ValueError(
-                    f"labels run from {int(labels.min())} to {int(labels.max())}; the model has {classes} classes"
+                    f"labels run from {int(labels.min())} to {int(labels.max())}; the model has {count} classes"
                 )
             return labels.cpu()
         if self.settings.labels == "joint":
@@ -243,7 +250,8 @@ class GradientInversion:
         if finite.any():
             kept = {name: value[finite.to(value.device)] for name, value in updates.tensors.items()}
             good = replace(updates, tensors=kept, buffers={}, clients=updates.clients[finite])
-            known[finite] = restore_labels(payload, good, self.settings.labels).labels().cpu()
+            restored = restore_labels(payload, good, self.settings.labels, shape=shape[1:])
+            known[finite] = restored.labels().cpu()
         return known
 
     def _starts(self, clients: int, shape: torch.Size, scores: int, seed: int, start: Tensor | None) -> Tensor:
@@ -274,7 +282,3 @@ def _image_shape(payload: Payload, start: Tensor | None, shape: Sequence[int] | 
     if shape is None or len(shape) != 3:
         raise ValueError(f"the image shape is {shape}, and the model does not say it: give shape=(C, H, W)")
     return tuple(shape)
-
-
-def _classes(payload: Payload) -> int:
-    return payload.parameters[f"{last_linear(payload.model)}.weight"].shape[0]

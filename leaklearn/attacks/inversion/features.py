@@ -46,10 +46,10 @@ def recover(payload: Payload, update: State, labels: Tensor) -> FeatureTarget | 
     """Features of the images behind gradients.
 
     `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64. None where the model has no last linear
-    layer with a bias.
+    layer with a bias, or it is frozen.
     """
-    layer = last_linear(payload.model)
-    if layer is None or f"{layer}.bias" not in update:
+    layer = last_linear(payload)
+    if layer is None or not {f"{layer}.weight", f"{layer}.bias"} <= set(update):
         return None
     gradient, mean_residual = update[f"{layer}.weight"], update[f"{layer}.bias"]
     weight, bias = payload.parameters[f"{layer}.weight"], payload.parameters[f"{layer}.bias"]

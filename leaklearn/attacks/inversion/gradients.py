@@ -22,6 +22,7 @@ from leaklearn.attacks.inversion import convolution
 from leaklearn.attacks.inversion.objectives import State
 from leaklearn.attacks.labels.last_layer import last_linear
 from leaklearn.federated.exchange import Payload
+from leaklearn.federated.local import in_mode
 from leaklearn.federated.protocols import FedAvg, Protocol
 
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -46,7 +47,9 @@ class Gradients:
         self.payload = payload
         self.protocol = protocol
         self.training = protocol.batch_norm == "train"
-        self._parameters = {name: value.detach() for name, value in payload.parameters.items()}
+        self._parameters = {name: value.detach() for name, value in payload.trained.items()}
+        self._fixed = payload.fixed
+        self._head: str | None = None
         self._layers = _own_layers(payload.model)
         self.one_gradient = not isinstance(protocol, FedAvg)
         self.layered = (
@@ -57,17 +60,17 @@ class Gradients:
         """What the clients would answer: gradients for FedSGD, differences of weights for FedAvg.
 
         Images are (K, N, C, H, W) float in [0, 1], N = T*b a client for T local steps, step by step; labels (K, N)
-        int64, or (K, N, classes) float: a distribution over the classes for each image.
+        int64, or (K, N, classes) float: a distribution over the classes for each image. Nothing comes of frozen
+        parameters; and dropout is off, for the clients' random numbers are known to nobody.
         """
-        model, mode = self.payload.model, self.payload.model.training
-        model.train(self.training)
-        try:
+        if self._head is None:
+            self._head = last_linear(self.payload, images.shape[2:]) or ""
+        model = self.payload.model
+        with in_mode(model, self.training, still=True), _written_out(model, self.training):
             computed = self._layered(images, labels) if self.layered else None
             if computed is None:
                 self.layered = False
                 computed = self._mapped(images, labels)
-        finally:
-            model.train(mode)
         if isinstance(self.protocol, FedAvg) and self.layered:  # one local step: theta - lr * g, minus theta
             update = {name: -self.protocol.lr * value for name, value in computed.update.items()}
             computed = Computed(update, computed.inputs)
@@ -76,10 +79,8 @@ class Gradients:
     def _layered(self, images: Tensor, labels: Tensor) -> Computed | None:
         """All clients' images as one batch; None where a layer is unused, used twice, or changed in place."""
         clients, batch = images.shape[:2]
-        with _Recorder(self.payload.model, outputs=True) as seen, convolution.ConstantLayers():
-            logits = functional_call(
-                self.payload.model, (self._parameters, self.payload.buffers), (_positions_first(images),)
-            )
+        with _Recorder(self.payload.model, self._head, outputs=True) as seen, convolution.ConstantLayers():
+            logits = functional_call(self.payload.model, (self._parameters, self._fixed), (_positions_first(images),))
         if not seen.once(self._layers):
             return None
         loss = F.cross_entropy(logits, _positions_first(labels), reduction="sum") / batch
@@ -104,13 +105,12 @@ class Gradients:
         """One client's update under ``vmap``."""
         steps = self.protocol.local_steps
         images, labels = images.unflatten(1, (steps, -1)), labels.unflatten(1, (steps, -1))
-        with _written_out(self.payload.model, self.training):
-            return Computed(*vmap(self._client)(images, labels))
+        return Computed(*vmap(self._client)(images, labels))
 
     def _client(self, images: Tensor, labels: Tensor) -> tuple[State, State]:
         def loss(parameters: State, images: Tensor, labels: Tensor) -> tuple[Tensor, State]:
-            with _Recorder(self.payload.model) as seen:
-                logits = functional_call(self.payload.model, (parameters, self.payload.buffers), (images,))
+            with _Recorder(self.payload.model, self._head) as seen:
+                logits = functional_call(self.payload.model, (parameters, self._fixed), (images,))
             return F.cross_entropy(logits, labels), seen.inputs
 
         gradient = grad(loss, has_aux=True)
@@ -128,18 +128,17 @@ class Gradients:
 class _Recorder:
     """Notes what goes into the last linear layer and the batch norms; with `outputs`, of every layer, and comes out."""
 
-    def __init__(self, model: nn.Module, outputs: bool = False) -> None:
+    def __init__(self, model: nn.Module, head: str | None, outputs: bool = False) -> None:
         self.inputs: State = {}
         self.outputs: State = {}
         self._versions: dict[str, list[int]] = {}
         self._count = outputs
         modules = dict(model.named_modules())
-        head = last_linear(model)
         wanted = [
             name
             for name, module in modules.items()
             if (outputs and any(True for _ in module.parameters(recurse=False)))
-            or name == head
+            or (name == head and isinstance(module, nn.Linear))
             or isinstance(module, BATCH_NORM)
         ]
         self._hooks = [modules[name].register_forward_hook(partial(self._note, name)) for name in wanted]
@@ -222,20 +221,22 @@ def _mixing(model: nn.Module, training: bool) -> list[nn.Module]:
 
 @contextmanager
 def _written_out(model: nn.Module, training: bool) -> Iterator[None]:
-    """Within this context the norms that `_mixing` finds are made of elementary operations, and leave their buffers.
+    """Within this context the norms that `_mixing` finds, and hard sigmoids, are made of elementary operations.
 
     PyTorch's batch norm in train mode, mapped over clients and differentiated twice, gives a wrong second derivative
     (seen in PyTorch 2.13: its first derivative takes mean and variance from the forward pass, and ``vmap`` forgets that
-    these depend on the images). It also counts in its buffers, in place. The same norm written out does neither.
+    these depend on the images). It also counts in its buffers, in place. The same norm written out does neither. And a
+    hard sigmoid, (x + 3) / 6 cut to 0..1, has no second derivative there.
     """
-    norms = _mixing(model, training)
-    for norm in norms:
-        norm.forward = partial(_normalise, norm)
+    forwards = {norm: partial(_normalise, norm) for norm in _mixing(model, training)}
+    forwards |= {each: lambda x: F.relu6(x + 3) / 6 for each in model.modules() if isinstance(each, nn.Hardsigmoid)}
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
+        for module in forwards:
+            del module.forward
 
 
 def _normalise(norm: nn.Module, x: Tensor) -> Tensor:

@@ -94,8 +94,19 @@ class Problem:
         return boxed if z.shape[1] == count else torch.cat([boxed, z[:, count:]], 1)
 
     def evaluate(self, z: Tensor) -> Evaluation:
-        """Value, objective and derivative at z (R, D), for all rows at once."""
-        here = self._derive(z)
+        """Value, objective and derivative at z (R, D), for all rows at once.
+
+        A ValueError names an operation of the model that cannot be differentiated twice.
+        """
+        try:
+            here = self._derive(z)
+        except (RuntimeError, NotImplementedError) as error:
+            if "derivative for" not in str(error):
+                raise
+            raise ValueError(
+                f"gradient inversion differentiates {type(self.gradients.payload.model).__name__} twice, and cannot: "
+                f"{error}. Write that operation as elementary ones"
+            ) from error
         penalty = self.settings.gradient_penalty
         if not penalty:
             return here

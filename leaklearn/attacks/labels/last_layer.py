@@ -6,6 +6,7 @@ to learn its outputs without the clients' images.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from torch.func import functional_call, vmap
 
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.local import hooked, in_mode
 
 SYNTHETIC = 64
 PUBLIC = 512
@@ -47,8 +49,8 @@ class LastLayer:
         return replace(self, bias=torch.einsum("kij,kj->ki", self.gram, mean.expand(len(self.gram), -1)) / size)
 
 
-def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
-    """Take the last layer's part of the updates.
+def read_last_layer(payload: Payload, updates: Updates, shape: Sequence[int] | None = None) -> LastLayer:
+    """Take the last layer's part of the updates; `shape` as in `last_linear`.
 
     A ValueError refuses sums, models without a linear last layer, updates that lack it or do not fit it, and values
     that are not finite.
@@ -58,7 +60,7 @@ def read_last_layer(payload: Payload, updates: Updates) -> LastLayer:
             f"these updates are a sum over {len(updates)} clients, in which labels of single clients cannot be told; "
             "label restoration needs updates without secure aggregation"
         )
-    head = head_prefix(payload.model)
+    head = head_prefix(payload, shape)
     weights = payload.parameters[f"{head}weight"]
     biases = payload.parameters.get(f"{head}bias")
     check_parts(payload, updates, [f"{head}weight"] + ([] if biases is None else [f"{head}bias"]))
@@ -82,7 +84,8 @@ def check_parts(payload: Payload, updates: Updates, names: Sequence[str]) -> Non
         if name not in payload.parameters:
             raise ValueError(f"the model has no parameter {name!r}, which labels are told by")
         if name not in updates.tensors:
-            raise ValueError(f"the updates lack {name!r}, which labels are told by; keep it in respond(only=...)")
+            why = "keep it in respond(only=...)" if name in payload.trained else "it is frozen: clients send nothing"
+            raise ValueError(f"the updates lack {name!r}, which labels are told by: {why}")
         found, sent = updates.tensors[name], payload.parameters[name]
         if found.shape[1:] != sent.shape:
             raise ValueError(
@@ -96,19 +99,51 @@ def check_parts(payload: Payload, updates: Updates, names: Sequence[str]) -> Non
             )
 
 
-def last_linear(model: nn.Module) -> str | None:
-    """Name of the last linear layer, in the order in which the model registers its layers; None without one."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return names[-1] if names else None
+def last_linear(payload: Payload, shape: Sequence[int] | None = None) -> str | None:
+    """Name of the linear layer that is executed last; None without one.
+
+    A model with a method ``features`` and a layer ``head`` says it, as those of `leaklearn.models` do. Any other one is
+    run on a blank image of `shape` (C, H, W), by default its own `shape` or else a usual one. Where it takes none of
+    these, the layer that is registered last is taken, with a warning.
+    """
+    model = payload.model
+    names = {module: name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if len(names) < 2:
+        return next(iter(names.values()), None)
+    head, features = (getattr(model, name, None) for name in ("head", "features"))
+    if head in names and callable(features) and not isinstance(features, nn.Module):
+        return names[head]
+    shape = image_shape(payload) if shape is None else shape
+    if shape is None:
+        last = list(names.values())[-1]
+        warnings.warn(
+            f"{type(model).__name__} has {len(names)} linear layers and takes no image of a usual size, so that nobody "
+            f"knows which is executed last; {last!r}, registered last, is taken for it. Give the model a `shape`",
+            stacklevel=2,
+        )
+        return last
+    run: list[tuple[str, Tensor]] = []
+    hooks = {name: lambda _m, _i, out, name=name: run.append((name, out)) for name in names.values()}
+    with hooked(model, hooks):
+        scores = _logits(payload, payload.parameters, payload.buffers, _blank(payload, shape), training=False)
+    # A layer that only looks on, as that of an auxiliary loss, may be executed later still.
+    given = [name for name, out in run if out.shape == scores.shape and torch.equal(out, scores)]
+    return (given or [name for name, _ in run] or [None])[-1]
 
 
-def head_prefix(model: nn.Module) -> str:
+def classes(payload: Payload, shape: Sequence[int]) -> int:
+    """How many scores the model gives for an image (C, H, W)."""
+    return _logits(payload, payload.parameters, payload.buffers, _blank(payload, shape), training=False).shape[1]
+
+
+def head_prefix(payload: Payload, shape: Sequence[int] | None = None) -> str:
     """What the last linear layer's parameters are called before ``weight``, ``"head."`` in our networks; a ValueError
     where the model has none."""
-    name = last_linear(model)
+    name = last_linear(payload, shape)
     if name is None:
         raise ValueError(
-            f"{type(model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's gradients"
+            f"{type(payload.model).__name__} has no nn.Linear layer; labels are restored from a linear last layer's "
+            "gradients"
         )
     return f"{name}." if name else ""
 
@@ -153,35 +188,53 @@ class Probes:
         return outputs(moved, buffers).double()
 
 
-def make_probes(payload: Payload, updates: Updates, public: ImageSet | None = None) -> Probes | None:
-    """Public images, the first 512, where given; else synthetic ones of a size that the model takes; or None."""
+def make_probes(
+    payload: Payload, updates: Updates, public: ImageSet | None = None, shape: Sequence[int] | None = None
+) -> Probes | None:
+    """Public images, the first 512, where given; else synthetic ones of a usual size that the model takes, or of a
+    `shape` (C, H, W), by default its own; or None."""
     device, dtype = payload.device, payload.dtype
     if public is not None:
         images = public.images[:PUBLIC].to(device, dtype) / 255
         return Probes(images, public.labels[:PUBLIC].to(device), payload, updates)
+    shape = _usual_shape(payload) or shape or image_shape(payload)
+    return None if shape is None else Probes(_synthetic_images(*shape).to(device, dtype), None, payload, updates)
+
+
+def image_shape(payload: Payload) -> tuple[int, int, int] | None:
+    """(C, H, W) of images that the model takes: its own `shape`, else a usual one; or None."""
+    own = getattr(payload.model, "shape", None)
+    return tuple(own) if own is not None and len(own) == 3 else _usual_shape(payload)
+
+
+def _usual_shape(payload: Payload) -> tuple[int, int, int] | None:
+    """The first square shape of `SIDES` that the model takes, or None."""
     convolution = next((m for m in payload.model.modules() if isinstance(m, nn.Conv2d)), None)
     for side in SIDES:
         for channels in (3, 1) if convolution is None else (convolution.in_channels,):
-            blank = torch.zeros(1, channels, side, side, device=device, dtype=dtype)
+            blank = _blank(payload, (channels, side, side))
             try:
                 fits = _logits(payload, payload.parameters, payload.buffers, blank, training=False).ndim == 2
-            except (RuntimeError, ValueError):  # a layer that another size fits
+            except (RuntimeError, ValueError, AssertionError):  # a layer that another size fits
                 continue
             if fits:
-                images = _synthetic_images(channels, side).to(device, dtype)
-                return Probes(images, None, payload, updates)
+                return channels, side, side
     return None
 
 
-def _synthetic_images(channels: int, side: int) -> Tensor:
-    """Noise with what natural images have in common, (64, C, side, side) float32 in [0, 1], the same at each call.
+def _blank(payload: Payload, shape: Sequence[int]) -> Tensor:
+    return torch.zeros(1, *shape, device=payload.device, dtype=payload.dtype)
+
+
+def _synthetic_images(channels: int, height: int, width: int) -> Tensor:
+    """Noise with what natural images have in common, (64, C, H, W) float32 in [0, 1], the same at each call.
 
     Amplitudes fall as one over the frequency (Field, JOSA A 1987), channels go together, brightness and contrast vary.
     """
     generator = torch.Generator().manual_seed(0)
-    across = torch.fft.fftfreq(side)
-    frequency = (across.view(-1, 1) ** 2 + across**2).sqrt()
-    spectrum = torch.fft.fft2(torch.randn(SYNTHETIC, channels, side, side, generator=generator))
+    down, across = torch.fft.fftfreq(height), torch.fft.fftfreq(width)
+    frequency = (down.view(-1, 1) ** 2 + across**2).sqrt()
+    spectrum = torch.fft.fft2(torch.randn(SYNTHETIC, channels, height, width, generator=generator))
     spectrum = torch.where(frequency > 0, spectrum / frequency.clamp_min(1e-6), 0)
     noise = torch.fft.ifft2(spectrum).real
     if channels > 1:  # grey for the most part, as natural images are
@@ -195,11 +248,6 @@ def _logits(
     payload: Payload, parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, training: bool
 ) -> Tensor:
     """Logits of a payload's model with these parameters and copies of these buffers; all is left as it was."""
-    model, mode = payload.model, payload.model.training
-    model.train(training)
     buffers = {name: value.clone() for name, value in buffers.items()}
-    try:
-        with torch.no_grad():
-            return functional_call(model, (parameters, buffers), (images,))
-    finally:
-        model.train(mode)
+    with torch.no_grad(), in_mode(payload.model, training, still=True):
+        return functional_call(payload.model, (parameters, buffers), (images,))

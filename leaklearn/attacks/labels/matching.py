@@ -149,7 +149,7 @@ def weigh(
             raise ValueError(f"{total} images leaked into one sum; at most {REGRESSED_AT_ONCE} can be regressed on")
         regressing = False
     # Of the last layer: b times the sum over the local steps of its gradients.
-    head, scale = head_prefix(payload.model), updates.protocol.images_per_client * gradient_scale(updates)
+    head, scale = head_prefix(payload), updates.protocol.images_per_client * gradient_scale(updates)
     weight, bias = updates.tensors[f"{head}weight"] * scale, updates.tensors[f"{head}bias"] * scale
     images = updates.protocol.images_per_client // repeats
     behind = images * (len(updates) if updates.summed else 1)
@@ -213,7 +213,7 @@ def _check(payload: Payload, updates: Updates, leak: Leak, method: str, repeats:
         method = "combined" if leaky else "regression"
     if method != "regression" and not leaky:
         raise ValueError(f"{method!r} needs a malicious block in the model; {type(model).__name__} takes 'regression'")
-    head = head_prefix(model)
+    head = head_prefix(payload)
     block = ["block.fc1.weight"] if method != "regression" else []
     check_parts(payload, updates, [f"{head}weight", f"{head}bias", *block])
     rounds = leak.round.unique()

@@ -18,6 +18,7 @@ from leaklearn.attacks.labels.batch_norm import LEAKED, SENT, ReplayedNorm, coup
 from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.attacks.linear.verification import LEVELS
 from leaklearn.federated.exchange import Payload, Updates
+from leaklearn.federated.local import in_mode
 from leaklearn.leaks import Leak
 
 # Values of activations and weights held at once, about 256 MiB as float32; a pixel counts for its activations too.
@@ -223,7 +224,7 @@ def _pass(
         (features, logits, _), (_, slopes, pull) = jvp(step, (t,), (torch.ones_like(t),))
         return features, logits, slopes, pull
 
-    with torch.no_grad():
+    with torch.no_grad(), in_mode(look, training=False):
         found = vmap(client, in_dims=(axes, 0, 0, None if columns is None else 0))(state, images, made, columns)
     features, logits, slopes, pull = found if columns is not None else (*found, None, None)
     return features, logits.softmax(2), slopes, pull

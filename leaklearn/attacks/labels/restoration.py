@@ -11,7 +11,7 @@ gradients, without a model of p; the others estimate p and solve for the counts,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,12 @@ class RestoredLabels:
 
 
 def restore_labels(
-    payload: Payload, updates: Updates, method: str = "auto", *, public: ImageSet | None = None
+    payload: Payload,
+    updates: Updates,
+    method: str = "auto",
+    *,
+    public: ImageSet | None = None,
+    shape: Sequence[int] | None = None,
 ) -> RestoredLabels:
     """Restore how many images of each class every client used, all clients at once, on the updates' device.
 
@@ -77,16 +82,18 @@ def restore_labels(
     public
         Images with labels that the server has of its own. ``"rlu"`` needs them to be the published method (else it has
         synthetic images, without classes); ``"joint"`` takes them for its probes.
+    shape
+        (C, H, W) of an image, where the model neither says it, by a `shape` of its own, nor takes a usual one.
 
     A ValueError refuses an unknown method, summed updates, values that are not finite, a model without a linear last
     layer, ``"gradinversion"`` with more images than classes, and a model that the rule's probe images do not fit.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
-    layer = read_last_layer(payload, updates)
+    layer = read_last_layer(payload, updates, shape)
     probes = None
     if method in PROBED or method == "auto" or layer.bias is None:
-        probes = make_probes(payload, updates, public)
+        probes = make_probes(payload, updates, public, shape)
     if method == "auto":
         method = "ilrg" if probes is None else "joint"
     if probes is None and (method in PROBED or layer.bias is None):
@@ -105,6 +112,26 @@ def restore_labels(
         real = layer.images * (mean_logits(layer).softmax(1) - layer.bias)
     moved = (real - counts).abs().sum(1) / 2 / layer.images
     return RestoredLabels(counts, (1 - moved).clamp(0, 1).float(), method)
+
+
+def missed_counts(payload: Payload, updates: Updates, most: int, shape: Sequence[int] | None = None) -> Tensor | None:
+    """How far label counts are from whole numbers if clients used 1, 2, ... `most` images: (most,) of an image.
+
+    By the shares mean p - db of the classes, of which only the right number of images, or a multiple, makes counts that
+    are whole; median over the clients. None where the model takes no probe images; `shape` as in
+    `restore_labels`.
+    """
+    layer = read_last_layer(payload, updates, shape)
+    probes = make_probes(payload, updates, shape=shape)
+    if probes is None:
+        return None
+    if layer.bias is None:
+        layer = layer.with_bias(probes.logits(layer.middle))
+    share = joint(layer, probes)[1] / layer.images
+    missed = [
+        (share * size - nearest_counts(share * size, size)).abs().sum(1).median() / 2 for size in range(1, most + 1)
+    ]
+    return torch.stack(missed).cpu()
 
 
 def idlg(layer: LastLayer) -> Tensor:

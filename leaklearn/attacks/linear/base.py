@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork
+from leaklearn.attacks.linear.blocks import LeakyBlock, LeakyNetwork, passing_gradients
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import LEVELS, OFF_GRID, Verdict, verify
 from leaklearn.data.images import ImageSet
@@ -33,6 +33,13 @@ MOST_NOISE = 2e-3
 EDGE = 1e-5
 # Relative rounding error of one float32 operation.
 UNIT_ROUNDOFF = 2.0**-24
+
+
+NOT_FINITE = (
+    "{name}: the updates of {count} of {of} clients are not finite in places (first: client {first}); the {neurons} "
+    "neurons concerned are left out"
+)
+"""What is said of updates with values that are NaN or infinite."""
 
 
 class Candidates(NamedTuple):
@@ -86,7 +93,7 @@ class LinearLeakage(ABC):
 
     def payload(self, model: nn.Module, public: ImageSet) -> Payload:
         """The malicious model to send: `block` in front of `model`."""
-        return Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint)
+        return passing_gradients(Payload.of(LeakyNetwork(self.block(public), model), disjoint=self.disjoint))
 
     def reconstruct(self, payload: Payload, updates: Updates, *, seed: int = 0, round: int = 0) -> Leak:
         """Take images out of the answers to `payload`, of single clients or their sum; what fails `verify` is left out.
@@ -99,7 +106,7 @@ class LinearLeakage(ABC):
         with a warning; `off_grid` counts such clients. With `split`, what was no image is tried as a mixture of two,
         where the neurons' bias gradients are known and single; `taken_split` counts the images that this gave.
         """
-        weight, bias = (updates.tensors[name] for name in self.reads)
+        weight, bias = finite_neurons(self.name, updates, *(updates.tensors[name] for name in self.reads))
         parts, seen, off, split = [], 0, 0, 0
         for group, clients in groups(updates, weight):
             own_bias = bias[group] if len(bias) == len(weight) else None
@@ -189,6 +196,22 @@ def roundoff(values: Tensor) -> float:
         if all(bool((part.to(kind).to(part.dtype) == part).all()) for part in (some, flat)):
             return error
     return UNIT_ROUNDOFF
+
+
+def finite_neurons(name: str, updates: Updates, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's update, weight (K, n, d) and bias (K, n), zero in neurons that are not finite in both, with a warning.
+
+    The bias of a sum over clients has one row, and concerns them all.
+    """
+    # A sum shows what is not finite, without a copy of all weights of a thousand clients.
+    bad = ~(weight.sum(2) + bias).isfinite()
+    rows = bad.any(1).nonzero().flatten().tolist()
+    if not rows:
+        return weight, bias
+    first = "of a sum" if len(weight) < len(updates) else int(updates.clients[rows[0]])
+    about = {"name": name, "count": len(rows), "of": len(updates), "first": first, "neurons": int(bad.sum())}
+    warnings.warn(NOT_FINITE.format(**about), stacklevel=3)
+    return weight.masked_fill(bad.unsqueeze(2), 0.0), bias.masked_fill(bad[: len(bias)], 0.0)
 
 
 def groups(updates: Updates, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,11 @@ from leaklearn.attacks.linear.verification import fit_scale
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload
 
+LOCAL_STEPS = (
+    "{name}: local steps move the ReLU bins whose differences are read, so that little is found whatever leaks; take "
+    "activation='bounded', or PeeledLoki"
+)
+"""What is said of ReLU bins and weight differences."""
 # Differences of bias gradients below this share of the largest are rounding, not an image.
 DIFFERENCE_ROUNDING = 1e-6
 
@@ -63,6 +69,8 @@ class RobbingTheFed(LinearLeakage):
     def candidates(self, payload: Payload, weight: Tensor, bias: Tensor | None, delta: bool) -> Candidates:
         if self.activation == "bounded":
             return direction_in_bin(self, payload, weight, delta) if delta else exact_ratio(weight, bias)
+        if delta:
+            warnings.warn(LOCAL_STEPS.format(name=self.name), stacklevel=4)
         # An empty bin leaves the rounding of two sums over all brighter images, which looks like a tiny step.
         largest, step = bias.abs().amax(1, keepdim=True), payload.model.block.by_bin(bias)
         step = torch.where(step.abs() > DIFFERENCE_ROUNDING * largest, step, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
@@ -163,7 +164,18 @@ class LeakyNetwork(nn.Module):
         self, block: LeakyBlock, network: nn.Module, *, skip: bool = False, feature_scale: float = 1.0
     ) -> None:
         super().__init__()
+        taken = getattr(network, "shape", None)
+        if taken is not None and tuple(taken) != block.shape:
+            raise ValueError(
+                f"the malicious layer is made by public images of shape {block.shape}, but {type(network).__name__} "
+                f"takes {tuple(taken)}: public images are of the clients' kind, as many channels and pixels"
+            )
         self.block, self.network, self.skip, self.feature_scale = block, network, skip, feature_scale
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it takes."""
+        return self.block.shape
 
     @property
     def head(self) -> nn.Linear:
@@ -183,6 +195,25 @@ class LeakyNetwork(nn.Module):
         if self.feature_scale != 1:
             return self.head(self.features(images))
         return self.network(self.connect(images, self.block(images)))
+
+
+def passing_gradients(payload: Payload) -> Payload:
+    """The same payload, with random weights in the network's `head` where they are all zero, with a warning.
+
+    torchvision's transformers begin so. No gradient comes back through such a layer, and a dishonest server fills it.
+    """
+    head = getattr(payload.model.network, "head", None)
+    if not isinstance(head, nn.Linear) or head.weight.any():
+        return payload
+    warnings.warn(
+        f"the last layer of {type(payload.model.network).__name__} is all zero, and passes no gradient back; the "
+        "server fills it with random numbers",
+        stacklevel=3,
+    )
+    name = next(name for name, module in payload.model.named_modules() if module is head)
+    weight = payload.parameters[f"{name}.weight"]
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) / weight.shape[1] ** 0.5
+    return replace(payload, parameters={**payload.parameters, f"{name}.weight": drawn.to(weight)})
 
 
 def with_skip(payload: Payload, feature_scale: float = 1.0) -> Payload:

@@ -28,7 +28,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from leaklearn.attacks.linear.blocks import LeakyNetwork
 from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.local import batch_norm_buffers, in_mode
+from leaklearn.federated.local import in_mode, mixes_batch
 from leaklearn.leaks import Leak
 
 # Largest difference of the two gradients that counts as none, as a share of the largest gradient that any label gives.
@@ -169,7 +169,7 @@ def check_single(payload: Payload, updates: Updates) -> None:
         raise ValueError(
             f"{updates!r}: only the gradient (FedSGD) of a single client can be compared with that of an image"
         )
-    if updates.protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
+    if mixes_batch(payload.model, updates.protocol):
         raise ValueError(
             "the network has batch norm in train mode, so an image's gradient depends on its whole batch: "
             "use norm='none' or 'group', or FedSGD(..., batch_norm='eval')"

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from leaklearn.attacks.linear.base import LinearLeakage, as_leak, groups
+from leaklearn.attacks.linear.base import LinearLeakage, as_leak, finite_neurons, groups
 from leaklearn.attacks.linear.bins import Bins, ManyBins, Population, closed_edges, measurement_vector
 from leaklearn.attacks.linear.blocks import LeakyBlock, bounded_rows, check_widths
 from leaklearn.attacks.linear.certainty import TOLERANCE, Certainty, check_resynthesis, compare, gradients_anew
@@ -39,6 +39,12 @@ UNREAD = (
     "made anew: too many images for the neurons, or noise on the updates; that is no proof that nothing leaks"
 )
 """What is said where neurons hold something and nothing of it could be read."""
+UNPROVED = (
+    "{name}: of {count} of {of} clients neurons still hold something, and images are missing: too many for the "
+    "neurons, or off the 8-bit grid, as after interpolation; such images are read only where their gradients can be "
+    "made anew, and {why}"
+)
+"""What is said where some images may not have been on the grid, and without proof were not looked for off it."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,11 @@ class PeeledBins(LinearLeakage):
         ValueError
             For weight differences: local steps move the bins.
         """
-        weight, bias = self.sums(payload, updates)
+        weight, bias = finite_neurons(self.name, updates, *self.sums(payload, updates))
         parts, deltas = [], []
         about = {"taken_alone": 0, "taken_peeled": 0, "taken_split": 0, "waves": 0, "left": 0}
         about |= {"off_grid": 0, "unread": 0}
+        unproved = 0
         proof, why = self.proof(payload, updates)
         for group, clients in groups(updates, weight):
             for row, client in enumerate(clients):
@@ -119,11 +126,16 @@ class PeeledBins(LinearLeakage):
                 about["waves"] = max(about["waves"], int(taken.wave.max()) + 1 if len(taken.wave) else 0)
                 about["left"] += left
                 about["off_grid"] += self.eight_bit and off_grid > 0
-                about["unread"] += len(taken.images) < 0.05 * self.images_per_client and left >= 2
+                unread = len(taken.images) < 0.05 * self.images_per_client and left >= 2
+                about["unread"] += unread
+                missing = self.images_per_client > len(taken.images) and left >= 2
+                unproved += proof is None and self.eight_bit and missing and not unread and not off_grid
         if about["off_grid"]:
             warnings.warn(OFF_GRID.format(name=self.name, count=about["off_grid"], of=len(updates)), stacklevel=2)
         if about["unread"]:
             warnings.warn(UNREAD.format(name=self.name, count=about["unread"], of=len(updates)), stacklevel=2)
+        if unproved:
+            warnings.warn(UNPROVED.format(name=self.name, count=unproved, of=len(updates), why=why), stacklevel=2)
         leak = self.gather(parts, updates, round=round, **about)
         return label_by_delta(leak, torch.cat(deltas), proof, why)
 

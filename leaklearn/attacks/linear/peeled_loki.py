@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from leaklearn.attacks.linear.bins import ManyBins
-from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork
+from leaklearn.attacks.linear.blocks import CONSTANT, MEASURED, LeakyBlock, LeakyNetwork, passing_gradients
 from leaklearn.attacks.linear.peeled_bins import PeeledBins, Proof
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
-from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.federated.local import mixes_batch
 from leaklearn.federated.protocols import FedAvg
 
 RESERVED = 8
@@ -85,7 +85,7 @@ class PeeledLoki(PeeledBins):
 
     def payload(self, model: nn.Module, public: ImageSet) -> Payload:
         network = LeakyNetwork(self.block(public), model, feature_scale=self.feature_scale)
-        return Payload.of(network, disjoint=self.disjoint)
+        return passing_gradients(Payload.of(network, disjoint=self.disjoint))
 
     def sums(self, payload: Payload, updates: Updates) -> tuple[Tensor, Tensor]:
         channels, height, width = payload.model.block.shape
@@ -96,7 +96,7 @@ class PeeledLoki(PeeledBins):
         return copies, (grey[..., reserved].double() / MEASURED - mean).mean(2) / CONSTANT
 
     def proof(self, payload: Payload, updates: Updates) -> tuple[Proof | None, str]:
-        if updates.protocol.batch_norm == "train" and batch_norm_buffers(payload.model):
+        if mixes_batch(payload.model, updates.protocol):
             return None, "the network has batch norm in train mode, so an image's gradient depends on its whole batch"
         size = updates.protocol.batch_size
         if isinstance(updates.protocol, FedAvg):

@@ -42,7 +42,7 @@ from leaklearn.attacks.linear.certainty import (
     layer_gradients,
 )
 from leaklearn.attacks.linear.residual import EMPTY, SAME
-from leaklearn.attacks.linear.spear import first_layer
+from leaklearn.attacks.linear.spear import first_layer, layer_update
 from leaklearn.attacks.linear.unmix import split_pairs
 from leaklearn.attacks.linear.verification import GRID_NOISE, LEVELS, OFF_GRID, verify
 from leaklearn.data.images import ImageSet
@@ -131,7 +131,7 @@ class PeeledLayer:
         check_single(payload, updates)
         sent = payload.to("cpu", torch.float64)
         mean, std = _pixels(payload)
-        weight, bias = (updates.tensors[f"{layer}.{part}"] for part in ("weight", "bias"))
+        weight, bias = layer_update(self.name, updates, layer)
         about = {"taken_alone": 0, "taken_peeled": 0, "taken_split": 0, "waves": 0, "left": 0, "off_grid": 0}
         all_taken, nothing = [], 0
         for row in range(len(updates)):

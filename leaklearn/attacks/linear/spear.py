@@ -17,10 +17,12 @@ Given an orthonormal basis A (m, b) of the space of L, two searches look for q w
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from leaklearn.attacks.linear.base import finite_neurons
 from leaklearn.data.images import ImageSet
 from leaklearn.federated.exchange import Payload, Updates
 from leaklearn.leaks import Leak
@@ -83,14 +85,15 @@ class Spear:
         """
         if updates.summed or updates.kind != "gradient":
             raise ValueError(f"{updates!r}: the images are in the gradient of a single client")
-        names = [f"{first_layer(payload.model)}.{part}" for part in ("weight", "bias")]
-        layer = [payload.parameters[name].double() for name in names]
+        name = first_layer(payload.model)
+        layer = [payload.parameters[f"{name}.{part}"].double() for part in ("weight", "bias")]
+        sent = layer_update(self.name, updates, name)
         mean, std = (payload.buffers[f"normalise.{name}"].double() for name in ("mean", "std"))
         generator = torch.Generator().manual_seed(seed)
         parts = []
         # One client after another: each is a search of its own size, batched over its tries.
         for row, client in enumerate(updates.clients):
-            inputs, agreement = self.recover(*(updates.tensors[n][row].double() for n in names), *layer, generator)
+            inputs, agreement = self.recover(*(value[row].double() for value in sent), *layer, generator)
             images = (inputs.unflatten(1, tuple(payload.model.shape)) * std + mean).flatten(1)  # in [0, 1]
             good = (agreement >= AGREEMENT) & (images.amin(1) >= -RANGE_SLACK) & (images.amax(1) <= 1 + RANGE_SLACK)
             position = good.nonzero().flatten()
@@ -243,13 +246,33 @@ def independent(directions: Tensor, rank: Tensor, most: int) -> Tensor:
     return torch.tensor(chosen, dtype=torch.int64, device=rest.device)
 
 
+def layer_update(name: str, updates: Updates, layer: str) -> tuple[Tensor, Tensor]:
+    """What came back of a layer, weight (K, n, d) and bias (K, n), see `finite_neurons`; `name` is the attack's.
+
+    A ValueError says that nothing came back.
+    """
+    lacking = [part for part in ("weight", "bias") if f"{layer}.{part}" not in updates.tensors]
+    if lacking:
+        raise ValueError(
+            f"the updates lack {lacking[0]} of {layer!r}, which images are read from: it is frozen, so that clients "
+            "send nothing of it, or left out by respond(only=...)"
+        )
+    return finite_neurons(name, updates, *(updates.tensors[f"{layer}.{part}"] for part in ("weight", "bias")))
+
+
 def first_layer(model: nn.Module) -> str:
-    """Name of the first layer, which must be fully connected and have ReLU behind it, else a ValueError is raised."""
+    """Name of the first layer, which must be fully connected and have ReLU behind it, else a ValueError is raised.
+
+    Also where the layer registered first does not take as many numbers as an image of the model's own `shape` has.
+    """
     modules = [(name, module) for name, module in model.named_modules() if not list(module.children())]
     begin = next((i for i, (_, module) in enumerate(modules) if list(module.parameters())), len(modules))
     kinds = [type(module) for _, module in modules[begin : begin + 2]]
     if len(kinds) == 2 and issubclass(kinds[0], nn.Linear) and issubclass(kinds[1], nn.ReLU):
-        return modules[begin][0]
+        name, layer = modules[begin]
+        shape = getattr(model, "shape", None)
+        if shape is None or layer.in_features == prod(shape):
+            return name
     raise ValueError(
         f"the first layer of {type(model).__name__} is not fully connected with ReLU right behind it: "
         "build('mlp', ..., norm='none', activation='relu') is"
