@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +21,7 @@ from leaklearn.attacks import GradientInversion, Loki, PeeledBins, PeeledLayer, 
 from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.inputs import OwnModel, image_set
+from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.evaluation import with_blanks
 from leaklearn.experiments.bench import Bench, Exchange
@@ -28,7 +29,7 @@ from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, 
 from leaklearn.federated.defences import Defence
 from leaklearn.federated.detection import inspect
 from leaklearn.federated.local import batch_norm_buffers
-from leaklearn.federated.protocols import Protocol
+from leaklearn.federated.protocols import Protocol, check_count
 from leaklearn.report.names import label
 
 PUBLIC = 0.2
@@ -170,6 +171,9 @@ def audit(
     ValueError
         Where the model does not take the images, labels do not fit, or there are too few images for one client.
     """
+    check_count("clients", clients)
+    if not seconds >= 0:
+        raise ValueError(f"seconds is {seconds}; gradient inversion is given 0 or more")
     data, told = image_set(images, labels)
     if len(data) < 4:
         raise ValueError(f"{len(data)} images; an audit needs at least 4, some of them for the attacker's statistics")
@@ -191,6 +195,7 @@ def audit(
     work = _Work(
         own, Bench(Dataset(mine, public), device=device, progress=False), group, protocol, secure, seed, progress
     )
+    work.as_given = AsGiven.of(data)
     rows = [work.row(attack, changes) for attack, changes in work.linear()]
     rows += work.inversion(seconds)
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -216,6 +221,7 @@ class _Work:
     ) -> None:
         self.own, self.bench, self.group, self.protocol, self.secure = own, bench, group, protocol, secure
         self.seed, self.progress = seed, progress
+        self.as_given: AsGiven | None = None
         self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
         self.said: list[str] = []
 
@@ -252,7 +258,10 @@ class _Work:
         attacker = attack
         if defence is not None and not isinstance(attack, GradientInversion):
             attacker = Defended(attack, defence, Wiener.of(self.public))
-        options = {"network": self.own, "secure": self.secure, "defence": defence}
+        clients_do = defence
+        if self.as_given is not None:
+            clients_do = self.as_given if defence is None else replace(self.as_given, inner=defence)
+        options = {"network": self.own, "secure": self.secure, "defence": clients_do}
         # Flash attention has no second derivative, which gradient inversion takes.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", UserWarning)
