@@ -1,16 +1,20 @@
 """`ll.audit`: images and models of all kinds, what the tables say, and what they must not say."""
 
 import math
+import re
 from dataclasses import replace
 from html import escape
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import leaklearn as ll
 from leaklearn.attacks.labels.last_layer import last_linear
+from leaklearn.auditing import figures
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.page import page
@@ -137,9 +141,9 @@ def test_defences_are_told_with_the_attack_that_takes_most(found):
 
 
 def test_nothing_is_called_safe(found):
-    text = str(found) + page(found)
+    text = str(found) + BeautifulSoup(page(found), "html.parser").body.text
     assert "not proved safe" in found.verdict
-    assert "safe" not in text.replace("not proved safe", "")
+    assert not re.search(r"\b(safe|secure)\b(?! aggregation)", text.replace("not proved safe", ""))
     assert any("iterations" in limit for limit in found.limits)
     assert any("was not tried" in limit for limit in found.limits)
 
@@ -147,12 +151,44 @@ def test_nothing_is_called_safe(found):
 def test_the_page_stands_alone(found, tmp_path):
     file = found.save(tmp_path / "sub" / "audit.html")
     text = file.read_text(encoding="utf-8")
-    assert text.startswith("<!doctype html>")
-    assert "data:image/png;base64," in text
-    assert "http" not in text.split("base64,")[0]
+    assert text.startswith("<!DOCTYPE html>")
+    read = BeautifulSoup(text, "html.parser")
+    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in read.find_all("img"))
+    assert not re.search(r'(src|href)="http', text)
     assert escape(found.verdict) in text
     assert "peeled_loki" not in text  # names in words
-    assert found._repr_html_() in text
+    assert [head.text for head in read.select("h2")][-2:] == ["What this rests on, and what was not tried", "Words"]
+    linked = [link["href"][1:] for link in read.select("nav a")]
+    assert linked == [section["id"] for section in read.select("section")]
+    bare = found._repr_html_()
+    assert "<style" not in bare
+    assert escape(found.verdict) in bare
+
+
+def test_every_line_of_the_tables_tells_what_it_leaves_open(found):
+    for table in (found.attacks, found.defences):
+        assert table["limit"].str.len().min() > 30
+    inverted = found.attacks.set_index("attack").loc["gradient_inversion", "limit"]
+    assert re.match(r"\d+ iterations on 3 clients", inverted)
+    tried = found.defences.set_index("defence").loc["clipping to 1, noise z = 1", "limit"]
+    assert tried.startswith("Tried: LOKI; Robbing the Fed, bounded bins; each knows the defence. Not tried: inversion")
+    read = BeautifulSoup(page(found), "html.parser")
+    for table in read.select("table"):
+        heads = [head.text for head in table.select("thead th")]
+        assert heads[-1] == "What it leaves open"
+        for row in table.select("tbody tr"):
+            assert [cell["data-label"] for cell in row.find_all(["th", "td"])] == heads  # for phones
+    steps = [item.text for item in read.select("#next li")]
+    assert any("clipping to 1, noise z = 1 (left: 0 %, at most" in step for step in steps)
+    assert any("the tests warn of 3 of the 3 changed models" in step for step in steps)
+
+
+def test_figures_show_every_row(found):
+    chart = figures.attacks_chart(found)
+    assert len(chart.axes[0].get_yticklabels()) == len(found.attacks)
+    chart = figures.defences_chart(found)
+    assert len(chart.axes[0].get_yticklabels()) == len(found.defences)
+    plt.close("all")
 
 
 def test_sums_and_local_steps(digits):
@@ -162,7 +198,7 @@ def test_sums_and_local_steps(digits):
     assert found.attacks["attack"].tolist() == ["peeled_loki"]
     assert found.attacks["leak_rate"].iloc[0] > 0.9
     assert any("Gradient inversion of sums was not tried" in limit for limit in found.limits)
-    assert "only their sum" in found.setting
+    assert "sees only their sum" in found.setting
 
 
 def test_batch_norm_in_train_mode_is_said(digits):

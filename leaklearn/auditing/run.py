@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
@@ -22,11 +21,12 @@ from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
+from leaklearn.auditing.words import leaves, leaves_defended, percent, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.evaluation import with_blanks
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
-from leaklearn.federated.defences import Defence
+from leaklearn.federated.defences import Defence, PixelDefence
 from leaklearn.federated.detection import inspect
 from leaklearn.federated.local import batch_norm_buffers
 from leaklearn.federated.protocols import Protocol, check_count
@@ -55,6 +55,7 @@ COLUMNS = [
     "psnr_of_blank",
     "labels",
     "refused",
+    "limit",
     "seconds",
 ]
 
@@ -70,7 +71,7 @@ class Audit:
         exact to 20 dB, and of inversion also 3 dB above a picture that shows nothing), with its 95 % interval low and
         high (Wilson); images (attacked); psnr (dB, median of what leaked, of inversion of all); psnr_of_blank (what
         such a picture reaches); labels (share that is right; NaN where the attack gives none); refused (tests that
-        would warn a client); seconds.
+        would warn a client); limit (what the attack leaves open); seconds.
     defences : DataFrame
         The same columns but changes and blanks, for the attacks tried again under each defence, named in `defence`.
     limits : tuple of str
@@ -96,12 +97,12 @@ class Audit:
     def verdict(self) -> str:
         """One sentence."""
         worst, honest = self.worst, self.attacks[self.attacks["changes"] == "nothing"]
-        text = f"A server that changes the model takes {_percent(worst)}"
+        text = f"A server that changes the model takes {percent(worst)}"
         if worst["changes"] == "nothing":
-            text = f"A server that changes nothing reads {_percent(worst)}"
+            text = f"A server that changes nothing reads {percent(worst)}"
         elif len(honest):
             best = honest.loc[honest["leak_rate"].idxmax()]
-            text += f"; one that only reads, {_percent(best)}"
+            text += f"; one that only reads, {percent(best)}"
         return text + ". What was not found is not proved safe: the limits say what was tried."
 
     def save(self, path: str | Path) -> Path:
@@ -116,9 +117,10 @@ class Audit:
         return body(self)
 
     def __str__(self) -> str:
-        shown = self.attacks.drop(columns=["psnr_of_blank"]).round(3).to_string(index=False)
-        limits = "\n".join(f"- {text}" for text in self.limits)
-        defended = self.defences.round(3).to_string(index=False)
+        shown = self.attacks.drop(columns=["psnr_of_blank", "limit"]).round(3).to_string(index=False)
+        open_ = {f"{label(row.attack)}: {row.limit}": None for row in self.attacks.itertuples()}
+        limits = "\n".join(f"- {text}" for text in (*open_, *self.limits))
+        defended = self.defences.drop(columns=["limit"]).round(3).to_string(index=False)
         return "\n\n".join([self.setting, self.verdict, shown, defended, limits])
 
 
@@ -202,8 +204,8 @@ def audit(
     defences = pd.DataFrame(
         work.defended(), columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))]
     )
-    setting = f"{type(model).__name__}; {len(group)} clients, {protocol!r}" + ("; only their sum is seen" * secure)
-    return Audit(table, defences, (*told, *work.limits(len(public))), setting, work.pictures)
+    about = setting(type(model).__name__, len(group), protocol, secure)
+    return Audit(table, defences, (*told, *work.limits(len(public))), about, work.pictures)
 
 
 class _Work:
@@ -267,6 +269,7 @@ class _Work:
             warnings.simplefilter("always", UserWarning)
             found = self.bench.exchange(attacker, self.seed, self.group, protocol or self.protocol, **options)
         told = [str(each.message) for each in raised if issubclass(each.category, UserWarning)]
+        told = [] if isinstance(defence, PixelDefence) else told  # that pixels left the grid is what it is for
         where = "" if defence is None else f"Under {type(defence).__name__}, "
         self.said += [where + text.replace(f"{attack.name}:", f"{label(attack.name)}:") for text in told]
         return found
@@ -278,14 +281,15 @@ class _Work:
         begin = perf_counter()
         found = self.exchange(attack, defence)
         score = found.score
-        row = {"attack": attack.name, "changes": changes, **_share(score.leaked, score.attacked)}
+        row = {"attack": attack.name, "changes": changes, **share_of(score.leaked, score.attacked)}
         leaked = score.images.loc[score.images["leaked"], "psnr"]
         row |= {"psnr": float(leaked.median()) if len(leaked) else nan, "psnr_of_blank": nan, "labels": nan}
         if found.leak.labels is not None and len(found.leak):
             row["labels"] = float((found.leak.labels == score.true_labels).float().mean())
         if defence is None:
             self._show(attack.name, found)
-        return {**row, "refused": self._refused(found.payload), "seconds": perf_counter() - begin}
+        about = {"refused": self._refused(found.payload), "limit": leaves(attack.name)}
+        return {**row, **about, "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> list[dict[str, Any]]:
         """The rows of gradient inversion, which reads what an honest model gives."""
@@ -307,10 +311,15 @@ class _Work:
         finally:
             self.group = group
         pairs = with_blanks(found.quality, found.truth, self.public)
-        row = {"attack": "gradient_inversion", "changes": "nothing", **_share(int(pairs["readable"].sum()), len(pairs))}
+        row = {
+            "attack": "gradient_inversion",
+            "changes": "nothing",
+            **share_of(int(pairs["readable"].sum()), len(pairs)),
+        }
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
-        row |= {"labels": found.label_accuracy, "refused": ""}
+        tried = {"iterations": iterations, "clients": len(found.truth.clients)}
+        row |= {"labels": found.label_accuracy, "refused": "", "limit": leaves("gradient_inversion", **tried)}
         self._show("gradient_inversion", found)
         self.said.append(
             f"Gradient inversion had {iterations} iterations on {len(found.truth.clients)} clients; with more time, or "
@@ -339,7 +348,8 @@ class _Work:
         for name, attacks, defence in cases:
             self._tell(f"{name} ...")
             found = [self.row(attack, "", defence) for attack in attacks]
-            rows.append({"defence": name, **max(found, key=lambda row: row["leak_rate"])})
+            strongest, tried = max(found, key=lambda row: row["leak_rate"]), [attack.name for attack in attacks]
+            rows.append({"defence": name, **strongest, "limit": leaves_defended(tried)})
         return rows
 
     def limits(self, public: int) -> Iterator[str]:
@@ -381,14 +391,3 @@ class _Work:
     def _tell(self, text: str) -> None:
         if self.progress:
             tqdm.write(text)
-
-
-def _share(count: int, of: int) -> dict[str, float]:
-    """Leak rate with its 95 % interval (Wilson, JASA 1927), and the number of images."""
-    ends = binomtest(count, of).proportion_ci(method="wilson")
-    return {"leak_rate": count / of, "low": float(ends.low), "high": float(ends.high), "images": of}
-
-
-def _percent(row: pd.Series) -> str:
-    rate = f"{100 * row['leak_rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-    return f"{rate} of the images ({label(row['attack'])})"
