@@ -33,7 +33,8 @@ def attacks_chart(found: Audit) -> Figure:
 def defences_chart(found: Audit) -> Figure:
     """What the strongest attack takes under each defence, with its 95 % interval; grey line: without a defence."""
     rows = found.defences.sort_values("leak_rate", ascending=False, kind="stable")
-    fig, ax = _bars(rows, [fill(name, 26) for name in rows["defence"]])
+    together = "z\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"
+    fig, ax = _bars(rows, [fill(name.replace("z = ", together), 26) for name in rows["defence"]])
     _marks(ax, rows, range(len(rows)), CHANGES, "o", "the strongest attack that was tried under it")
     worst = found.attacks["leak_rate"].max()
     ax.axvline(worst, color=PAPER_COLOUR, linestyle=(0, (5, 3)), label="without a defence", zorder=1)

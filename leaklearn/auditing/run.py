@@ -135,6 +135,7 @@ def audit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seconds: float = 120.0,
+    defences: bool = True,
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -160,6 +161,8 @@ def audit(
         Of each channel, where the model wants them taken off.
     seconds
         For gradient inversion, which takes whatever time it is given. All else takes seconds to a minute.
+    defences
+        Whether to try the attacks again under each defence, which takes longer than all the rest.
     seed, device, progress
         Of draws; where all is computed; whether to tell what is done.
 
@@ -201,11 +204,12 @@ def audit(
     rows = [work.row(attack, changes) for attack, changes in work.linear()]
     rows += work.inversion(seconds)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    defences = pd.DataFrame(
-        work.defended(), columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))]
+    defended = pd.DataFrame(
+        work.defended() if defences else [],
+        columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))],
     )
     about = setting(type(model).__name__, len(group), protocol, secure)
-    return Audit(table, defences, (*told, *work.limits(len(public))), about, work.pictures)
+    return Audit(table, defended, (*told, *work.limits(len(public))), about, work.pictures)
 
 
 class _Work:
