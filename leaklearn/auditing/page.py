@@ -119,7 +119,9 @@ def _cards(found: Audit) -> list[Card]:
             cards.append(_card(text, best, label(best["attack"]), "bad" if best["leak_rate"] > 0 else ""))
     if len(found.defences):
         least = found.defences.loc[found.defences["leak_rate"].idxmin()]
-        cards.append(_card("With the defence that helps most, of those tried", least, least["defence"]))
+        helps = least["leak_rate"] < found.worst["leak_rate"]
+        text = "With the defence that helps most, of those tried" if helps else "No defence that was tried helps:"
+        cards.append(_card(text, least, least["defence"] if helps else "under the best of them"))
     return cards
 
 
