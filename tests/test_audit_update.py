@@ -10,6 +10,7 @@ from torch import nn
 
 import leaklearn as ll
 from leaklearn.auditing.marks import marks_of, verdict_on
+from leaklearn.auditing.seen import quality_where_seen, seen_pixels
 from leaklearn.federated import Clip, Dither, GaussianNoise, HalfPrecision, Payload, PrivateSGD, Quantise, Sign, TopK
 
 
@@ -153,6 +154,27 @@ def test_the_honest_update_of_the_true_images_is_compared(digits, honest):
         found = marks_of(payload, updates, (images[0].float() / 255, labels[0]))
         assert found.error < 1e-6
         assert found.factor == pytest.approx(1.0, abs=1e-4) if factor else found.factor < 0.5
+
+
+def test_pixels_that_the_network_never_sees_hide_nothing(digits):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 5, 3), nn.GELU(), nn.Flatten(), nn.Linear(8 * 8 * 8, 10))
+    seen = seen_pixels(model, (1, 28, 28))
+    assert seen[:26, :26].all()
+    assert int(seen.sum()) == 26 * 26  # 5 + 3 * 7 of 28
+    images, labels = digits[0][:2], torch.tensor([3, 7])
+    floats = images.float() / 255
+    gradient = one_step(model, floats, labels)
+    about = {"protocol": ll.FedSGD(2), "shape": (1, 28, 28), "seconds": 0.1, "progress": False}
+    found = ll.audit_update(model, model.state_dict(), gradient, images=images, labels=labels, **about)
+    assert any("never looks at 14 % of the pixels" in limit for limit in found.limits)
+    read = torch.where(seen, floats, 1 - floats)  # all that can be read is right
+    leak = ll.Leak(read, torch.ones(2), *[torch.zeros(2, dtype=torch.int64)] * 3)
+    truth = ll.Truth(images.unsqueeze(0), labels.unsqueeze(0), torch.tensor([0]))
+    public = ll.load("mnist5k").test[:50]
+    assert quality_where_seen(leak, truth, public, seen)["readable"].all()
+    assert not quality_where_seen(leak, truth, public, torch.ones_like(seen))["readable"].any()
+    assert seen_pixels(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), (1, 28, 28)).all()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leaklearn.auditing.off_grid import OffGridImages
+from leaklearn.auditing.seen import seen_pixels, unseen_in_words
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.models import Normalise
 
@@ -80,6 +81,8 @@ class OwnModel(nn.Module):
             raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {list(linear)}")
         self.head_name, self.classes = last[-1], scores.shape[1]
         _register_last(model, self.head_name)
+        self.seen = seen_pixels(self, self.shape)
+        self.told += unseen_in_words(self.seen)
 
     @property
     def head(self) -> nn.Linear:

@@ -21,9 +21,9 @@ from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
+from leaklearn.auditing.seen import quality_where_seen
 from leaklearn.auditing.words import leaves, leaves_defended, percent, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
-from leaklearn.evaluation import with_blanks
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
 from leaklearn.federated.defences import Defence, PixelDefence
@@ -314,7 +314,7 @@ class _Work:
             return []
         finally:
             self.group = group
-        pairs = with_blanks(found.quality, found.truth, self.public)
+        pairs = quality_where_seen(found.leak, found.truth, self.public, self.own.seen)
         row = {
             "attack": "gradient_inversion",
             "changes": "nothing",
@@ -324,7 +324,7 @@ class _Work:
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
         tried = {"iterations": iterations, "clients": len(found.truth.clients)}
         row |= {"labels": found.label_accuracy, "refused": "", "limit": leaves("gradient_inversion", **tried)}
-        self._show("gradient_inversion", found)
+        self._show("gradient_inversion", found, pairs)
         self.said.append(
             f"Gradient inversion had {iterations} iterations on {len(found.truth.clients)} clients; with more time, or "
             "a stronger prior, more may be read."
@@ -382,11 +382,10 @@ class _Work:
             return "not tested: one image"
         return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
 
-    def _show(self, name: str, found: Exchange) -> None:
+    def _show(self, name: str, found: Exchange, pairs: pd.DataFrame | None = None) -> None:
         """Keep the first client's first images, and what was made of each; grey where nothing was."""
         truth = found.truth.images[0, :SHOWN].float() / 255
-        made, rows = torch.full_like(truth, 0.5), found.quality if isinstance(found.attack, GradientInversion) else None
-        pairs = found.score.images if rows is None else rows
+        made, pairs = torch.full_like(truth, 0.5), found.score.images if pairs is None else pairs
         for position, which in zip(pairs["position"], pairs["reconstruction"], strict=True):
             if position < len(truth) and which >= 0:
                 made[position] = found.leak.images[which]

@@ -18,7 +18,8 @@ from leaklearn.attacks.labels import restore_labels
 from leaklearn.auditing.inputs import OwnModel, image_set, read_state, with_state
 from leaklearn.auditing.marks import Marks, marks_of, verdict_on
 from leaklearn.auditing.run import ITERATIONS
-from leaklearn.evaluation import Truth, quality, with_blanks
+from leaklearn.auditing.seen import quality_where_seen
+from leaklearn.evaluation import Truth
 from leaklearn.federated import Defence, FedSGD, Payload, Updates
 from leaklearn.federated.protocols import Protocol
 
@@ -174,7 +175,7 @@ def audit_update(
     scores = None
     if truth is not None:
         true = Truth(truth.images.unsqueeze(0), truth.labels.unsqueeze(0), torch.tensor([0]))
-        scores = with_blanks(quality(inverted.leak, true), true, truth)
+        scores = quality_where_seen(inverted.leak, true, truth, own.seen)
     counts = torch.zeros(own.classes, dtype=torch.int64) if restored is None else restored.counts[0].cpu()
     sure = 0.0 if restored is None else float(restored.confidence[0])
     similarity = float(inverted.leak.confidence.max())
