@@ -32,6 +32,8 @@ examples:
   leaklearn status --preset paper                     what is done, what runs, what is left and for how long
   leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
   leaklearn init demo                                 without a checkout: notebooks and presets in the folder demo
+  leaklearn audit update before.safetensors after.safetensors --model net.py:Net --shape 3 32 32 --lr 0.01
+                                                      what one update of your own training loop gives away
   leaklearn data                                      data sets: here or not, where, how to get them
 
 Results: outputs/<preset>/<notebook>/ and outputs/<preset>/report.html. Data sets other than mnist5k and photos are
@@ -114,7 +116,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("audit", help="what could be taken from clients that train your model on your images")
     _audit_arguments(command)
-    command.set_defaults(run=_audit)
 
     command = commands.add_parser("data", help="list the data sets: here or not, where, how to get them")
     command.set_defaults(run=_data)
@@ -127,25 +128,45 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _audit_arguments(command: argparse.ArgumentParser) -> None:
-    """Of `leaklearn audit`; here, for its own module imports PyTorch."""
-    command.add_argument("--model", required=True, metavar="FILE:NAME", help="a class or function that makes the model")
-    command.add_argument(
-        "--weights", type=Path, metavar="FILE", help="its state as safetensors (default: as it is made)"
+def _audit_arguments(command: Parser) -> None:
+    """Of `leaklearn audit` and `leaklearn audit update`; here, for their own module imports PyTorch."""
+    update = command.add_subparsers(metavar="update").add_parser(
+        "update", help="what one update gives away: the weights before and after a client's training"
     )
-    command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="images, a folder for each class")
-    command.add_argument(
-        "--size", type=int, default=32, help="height and width that images are resized to (default: 32)"
-    )
-    command.add_argument("--batch-size", type=int, default=32, help="images of one step of a client (default: 32)")
-    command.add_argument("--local-steps", type=int, default=1, help="more than one: FedAvg (default: 1, FedSGD)")
+    for each in (command, update):
+        model = "a class or function that makes the model, without arguments"
+        each.add_argument("--model", metavar="FILE:NAME", help=model, required=each is update)
+        each.add_argument("--batch-size", type=int, default=32, help="images of one step of a client (default: 32)")
+        steps = "more than one: FedAvg (default: 1)"
+        each.add_argument("--local-steps", type=int, default=1, help=steps)
+        modes = ["train", "eval"]
+        each.add_argument("--batch-norm", choices=modes, default="train", help="mode of the clients' (default: train)")
+        each.add_argument("--mean", type=float, nargs="+", help="of each channel, taken off pixels in [0, 1] first")
+        each.add_argument("--std", type=float, nargs="+", help="of each channel, which they are then divided by")
+        seconds, out = (120.0, "audit.html") if each is command else (60.0, "update.html")
+        each.add_argument(
+            "--seconds", type=float, default=seconds, help=f"of gradient inversion (default: {seconds:g})"
+        )
+        each.add_argument("--out", type=Path, default=Path(out), help=f"the page (default: {out})")
+
+    command.add_argument("--data", type=Path, metavar="FOLDER", help="images, a folder for each class")
+    command.add_argument("--weights", type=Path, metavar="FILE", help="state as safetensors (default: as it is made)")
+    size = "height and width that images are resized to (default: 32)"
+    command.add_argument("--size", type=int, default=32, help=size)
     command.add_argument("--lr", type=float, default=0.01, help="local learning rate of FedAvg (default: 0.01)")
     command.add_argument("--secure", action="store_true", help="the server sees sums over the clients only")
     command.add_argument("--clients", type=int, default=8, help="attacked at most (default: 8)")
-    command.add_argument("--mean", type=float, nargs="+", help="of each channel, taken off pixels in [0, 1] first")
-    command.add_argument("--std", type=float, nargs="+", help="of each channel, which they are then divided by")
-    command.add_argument("--seconds", type=float, default=120.0, help="for gradient inversion (default: 120)")
-    command.add_argument("--out", type=Path, default=Path("audit.html"), help="the page (default: audit.html)")
+    command.set_defaults(run=_audit, parser=command)
+
+    update.add_argument("before", help="the model's state that the client was sent, as safetensors")
+    update.add_argument("after", help="its state after the client's training; with --gradient the gradient by name")
+    update.add_argument("--shape", type=int, nargs=3, required=True, metavar=("C", "H", "W"), help="of an image")
+    update.add_argument("--lr", type=float, help="learning rate that the client trained with")
+    update.add_argument("--gradient", action="store_true", help="AFTER holds the gradient of the mean loss (FedSGD)")
+    update.add_argument("--data", type=Path, metavar="FOLDER", help="the true images, to score what is read")
+    update.add_argument("--noise", type=float, metavar="Z", help="noise multiplier that clients are said to use")
+    update.add_argument("--clip", type=float, default=1.0, metavar="C", help="and their clipping norm (default: 1)")
+    update.set_defaults(run=_audit_update)
 
 
 def _help(parser: argparse.ArgumentParser) -> int:
@@ -216,10 +237,19 @@ def _status(options: argparse.Namespace, paths: Paths) -> int:
 
 
 def _audit(options: argparse.Namespace, paths: Paths) -> int:
+    missing = [name for name in ("model", "data") if getattr(options, name) is None]
+    if missing:
+        options.parser.error(f"the following arguments are required: {', '.join(f'--{name}' for name in missing)}")
     from leaklearn.auditing.command import run
 
-    found = run(options)
-    _say(f"{found}\n\nPage: {options.out}")
+    _say(f"{run(options)}\n\nPage: {options.out}")
+    return 0
+
+
+def _audit_update(options: argparse.Namespace, paths: Paths) -> int:
+    from leaklearn.auditing.command import run_update
+
+    _say(f"{run_update(options)}\n\nPage: {options.out}")
     return 0
 
 

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from leaklearn.auditing.sweep import PROTOCOLS, Sweep, sweep
 from leaklearn.data import load
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.data.views import Views
@@ -13,6 +14,7 @@ from leaklearn.experiments.rounds import Round
 from leaklearn.experiments.semi_supervised import SemiComparison
 from leaklearn.leaks import Leak
 from leaklearn.widgets import (
+    explore_audit,
     explore_labelling,
     explore_layer,
     explore_matching,
@@ -162,3 +164,32 @@ def test_a_control_is_shown_while_it_can_be_moved():
     assert shown() == ["kind", "strength"]
     kind.value = "a"
     assert shown() == ["kind"]
+
+
+def test_an_audit_is_explored_by_protocol_and_batch_size(data):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 20), torch.nn.GELU(), torch.nn.Linear(20, 10))
+    about = {"clients": 1, "seconds": 0.0, "progress": False}
+    found = sweep(model, data.train[:30], ["fedsgd", "fedavg+secagg"], [2, 4], local_steps=2, seeds=[0, 1], **about)
+    keys = ["protocol", "batch_size", "attack", "seed"]
+    assert not found.table.duplicated(keys).any()
+    assert set(found.table["seed"]) == {0, 1}
+    assert found.audits["fedavg+secagg", 4].setting.startswith(
+        "The model Sequential; 1 client, each sending the change"
+    )
+    assert found.audits["fedsgd", 2].defences.empty
+    seen, lines = pictures(explore_audit(found), [(2, 4)])
+    assert found.audits["fedsgd", 2].verdict in lines[0]
+    assert found.audits["fedsgd", 4].verdict in lines[1]
+    assert seen[0] != seen[1]
+    box = explore_audit(found)
+    protocol, shown, _, line, picture = box.children
+    before = bytes(picture.value)
+    shown.value = shown.options[1][1]
+    assert bytes(picture.value) != before
+    protocol.value = "fedavg+secagg"
+    assert line.value.startswith(PROTOCOLS["fedavg+secagg"])
+    with pytest.raises(ValueError, match="unknown protocol 'fedsdg'; choose some of fedsgd"):
+        sweep(model, data.train[:30], ["fedsdg"], [2])
+    with pytest.raises(ValueError, match="no audit to explore"):
+        explore_audit(Sweep(pd.DataFrame(), {}))

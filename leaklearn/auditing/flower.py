@@ -24,7 +24,8 @@ from leaklearn.attacks.labels import restore_labels
 from leaklearn.attacks.linear.own_layer import OwnLayer, find_layer, inputs
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.app import AppRun
-from leaklearn.auditing.run import COLUMNS, INSPECTED, INVERTED, ITERATIONS, SHOWN, Audit, share
+from leaklearn.auditing.run import COLUMNS, INSPECTED, INVERTED, ITERATIONS, SHOWN, Audit
+from leaklearn.auditing.words import leaves, share_of
 from leaklearn.evaluation import label_accuracy, psnr, quality, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.federated import Payload
@@ -152,7 +153,7 @@ class _Work:
         blank = read[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row = {"attack": attack.name, "changes": "weights, of the model's own layers", "labels": nan}
         shown = int((read["psnr"] >= blank + ABOVE_BLANK_DB).sum())
-        row |= share(shown, len(pairs))
+        row |= share_of(shown, len(pairs))
         row |= {"psnr": float(read["psnr"].median()), "psnr_of_blank": float(blank.median())}
         self.app.said.append(
             f"Traps: of {len(read)} of {len(pairs)} images, what {layer.removeprefix('model.')} sees of them was read "
@@ -168,7 +169,8 @@ class _Work:
         order = (found < 0).long().argsort(stable=True)[:SHOWN]
         made = [leak.images[k] if k >= 0 else torch.full_like(truth[0], 0.5) for k in found[order].tolist()]
         self.pictures[attack.name] = self.app.images[first].float()[order], torch.stack(made)
-        yield {**row, "refused": self._refused(payload), "seconds": perf_counter() - begin}
+        about = {"refused": self._refused(payload), "limit": leaves(attack.name)}
+        yield {**row, **about, "seconds": perf_counter() - begin}
 
     def first_layer(self) -> Iterator[dict[str, Any]]:
         """Of one step of SGD where the first layer is linear: that layer read, as it is and with other biases."""
@@ -203,10 +205,11 @@ class _Work:
                 leaks.append((part.labels == found[-1].true_labels).float())
             leaked = pd.concat([each.images[each.images["leaked"]]["psnr"] for each in found])
             row = {"attack": attack.name, "changes": changes, "psnr_of_blank": nan}
-            row |= share(sum(each.leaked for each in found), sum(each.attacked for each in found))
+            row |= share_of(sum(each.leaked for each in found), sum(each.attacked for each in found))
             right = torch.cat(leaks)
             row |= {"psnr": float(leaked.median()), "labels": float(right.mean()) if len(right) else nan}
-            yield {**row, "refused": self._refused(payload), "seconds": perf_counter() - begin}
+            about = {"refused": self._refused(payload), "limit": leaves(attack.name)}
+            yield {**row, **about, "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> Iterator[dict[str, Any]]:
         """Gradient inversion of what the app sends to an honest server."""
@@ -245,12 +248,13 @@ class _Work:
         pairs = pd.concat(parts)
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row = {"attack": "gradient_inversion", "changes": "nothing", "labels": nan, "refused": ""}
-        row |= share(int(pairs["readable"].sum()), len(pairs))
+        row |= share_of(int(pairs["readable"].sum()), len(pairs))
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
         self.app.said.append(
             f"Gradient inversion had {iterations} iterations on {len(same)} nodes; more time may read more."
         )
-        yield {**row, "seconds": perf_counter() - begin}
+        limit = leaves("gradient_inversion", iterations=iterations, clients=len(same))
+        yield {**row, "limit": limit, "seconds": perf_counter() - begin}
 
     def labels(self) -> tuple[float, float] | None:
         """Share of a node's class counts that its honest update tells, and that a guess has; None where not scored."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from leaklearn.auditing.off_grid import OffGridImages
+from leaklearn.auditing.seen import seen_pixels, unseen_in_words
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.federated import Payload
 from leaklearn.federated.local import NORM, is_random
@@ -102,6 +107,8 @@ class OwnModel(nn.Module):
             self.told.append(WITHOUT_RANDOM)
             self.still = True
             self.train(before)
+        self.seen = seen_pixels(self, self.shape)
+        self.told += unseen_in_words(self.seen)
 
     def train(self, mode: bool = True) -> OwnModel:
         """As of any module, but what is random in train mode, as dropout, stays off: norm layers alone are trained."""
@@ -139,7 +146,8 @@ def _frozen(model: nn.Module) -> list[str]:
 
 
 def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tuple[ImageSet, tuple[str, ...]]:
-    """Images of any kind as an `ImageSet`, and what was assumed of them, in sentences.
+    """Images of any kind as an `ImageSet`, and what was assumed of them, in sentences; `OffGridImages` where floats are
+    no whole grey levels.
 
     Takes an `ImageSet`; a torch ``Dataset`` or ``DataLoader`` of (image, label); or tensors or arrays (N, C, H, W) or
     (N, H, W[, C]), uint8 or float in [0, 1], with labels (N,). A ValueError names what does not fit.
@@ -151,6 +159,7 @@ def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tu
     if labels is None:
         raise ValueError("labels are missing: give one for each image, or a Dataset of (image, label)")
     pixels, truth, told = torch.as_tensor(images), torch.as_tensor(labels).flatten().long(), []
+    off_grid: dict[str, Tensor] = {}
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(1)
     if pixels.ndim != 4:
@@ -176,10 +185,11 @@ def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tu
             )
         levels = pixels * 255
         if float((levels - levels.round()).abs().max()) > GRID:
+            off_grid = {"floats": pixels.float().contiguous()}
             told.append(
-                "The images were no whole grey levels, as after interpolation, and were rounded to 8 bits: attacks "
-                "that know the grid do better here than on what your clients train on; the row of shifted images tells "
-                "how much."
+                "The images are no whole grey levels, as after interpolation, and were attacked as they are: attacks "
+                "that know the grid of whole levels notice that it is missing, and go on without it. Where clients "
+                "train on stored 8-bit images instead, more may leak: give them as uint8."
             )
         pixels = levels.round().to(torch.uint8)
     if pixels.shape[1:3] == (1, 1):
@@ -194,7 +204,8 @@ def image_set(images: Any, labels: Any = None, classes: int | None = None) -> tu
         tuple(colour.std(1).clamp_min(1e-3).tolist()),
         False,
     )
-    return ImageSet(pixels.contiguous(), truth, torch.arange(len(truth)), info), tuple(told)
+    made = OffGridImages if off_grid else ImageSet
+    return made(pixels.contiguous(), truth, torch.arange(len(truth)), info, **off_grid), tuple(told)
 
 
 def _collected(source: Any) -> tuple[Tensor, Tensor]:
@@ -220,3 +231,37 @@ def _collected(source: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(f"images have several sizes, such as {sorted(shapes)[:3]}; resize them to one")
     images, labels = (torch.cat(part)[:MOST_IMAGES] for part in zip(*pairs, strict=True))
     return images, labels
+
+
+def read_state(given: Mapping[str, Tensor] | str | Path, what: str) -> Mapping[str, Tensor]:
+    """Tensors by name, read where `given` is a safetensors file; `what` stands for it in a ValueError."""
+    if isinstance(given, Mapping):
+        return given
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{what}: {path} is not there")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{what}: {path} is no safetensors file, or a damaged one: {error}") from error
+
+
+def with_state(model: nn.Module, state: Mapping[str, Tensor], what: str) -> nn.Module:
+    """A copy of the model with these weights and buffers; a ValueError names those that do not fit."""
+    model, name = deepcopy(model), type(model).__name__
+    mine = model.state_dict()
+    missing, strange = [key for key in mine if key not in state], [key for key in state if key not in mine]
+    if missing or strange:
+        odd = [*_listed("missing", missing), *_listed("unknown", strange)]
+        raise ValueError(f"{what} does not fit {name}: {'; '.join(odd)}")
+    for key, value in mine.items():
+        if tuple(state[key].shape) != tuple(value.shape):
+            raise ValueError(
+                f"{what} does not fit {name}: {key} is {tuple(state[key].shape)}, the model's is {tuple(value.shape)}"
+            )
+    model.load_state_dict(dict(state))
+    return model
+
+
+def _listed(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"] if names else []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -20,14 +19,16 @@ from leaklearn.attacks import GradientInversion, Loki, PeeledBins, PeeledLayer, 
 from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.inputs import OwnModel, image_set
+from leaklearn.auditing.off_grid import AsGiven
+from leaklearn.auditing.seen import quality_where_seen
+from leaklearn.auditing.words import leaves, leaves_defended, percent, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
-from leaklearn.evaluation import with_blanks
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
-from leaklearn.federated.defences import Defence
+from leaklearn.federated.defences import Defence, PixelDefence
 from leaklearn.federated.detection import inspect
 from leaklearn.federated.local import mixes_batch
-from leaklearn.federated.protocols import Protocol
+from leaklearn.federated.protocols import Protocol, check_count
 from leaklearn.report.names import label
 
 PUBLIC = 0.2
@@ -43,7 +44,7 @@ ITERATIONS = (10, 400)
 INVERTED = 4
 """Clients inverted at most."""
 COLUMNS = ["attack", "changes", "leak_rate", "low", "high", "images", "psnr", "psnr_of_blank", "labels"]
-COLUMNS += ["refused", "seconds"]
+COLUMNS += ["refused", "limit", "seconds"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,7 @@ class Audit:
         exact to 20 dB, and of inversion also 3 dB above a picture that shows nothing), with its 95 % interval low and
         high (Wilson); images (attacked); psnr (dB, median of what leaked, of inversion of all); psnr_of_blank (what
         such a picture reaches); labels (share that is right; NaN where the attack gives none); refused (tests that
-        would warn a client); seconds.
+        would warn a client); limit (what the attack leaves open); seconds.
     defences : DataFrame
         The same columns but changes and blanks, for the attacks tried again under each defence, named in `defence`.
     limits : tuple of str
@@ -88,12 +89,12 @@ class Audit:
         if not len(self.attacks):
             return "No attack on images that was here to try fits. That is no proof of safety: the limits say why."
         worst, honest = self.worst, self.attacks[self.attacks["changes"] == "nothing"]
-        text = f"A server that changes the model takes {_percent(worst)}"
+        text = f"A server that changes the model takes {percent(worst)}"
         if worst["changes"] == "nothing":
-            text = f"A server that changes nothing reads {_percent(worst)}"
+            text = f"A server that changes nothing reads {percent(worst)}"
         elif len(honest):
             best = honest.loc[honest["leak_rate"].idxmax()]
-            text += f"; one that only reads, {_percent(best)}"
+            text += f"; one that only reads, {percent(best)}"
         return text + ". What was not found is not proved safe: the limits say what was tried."
 
     def save(self, path: str | Path) -> Path:
@@ -108,9 +109,10 @@ class Audit:
         return body(self)
 
     def __str__(self) -> str:
-        shown = self.attacks.drop(columns=["psnr_of_blank"]).round(3).to_string(index=False)
-        limits = "\n".join(f"- {text}" for text in self.limits)
-        defended = [self.defences.round(3).to_string(index=False)] if len(self.defences) else []
+        shown = self.attacks.drop(columns=["psnr_of_blank", "limit"]).round(3).to_string(index=False)
+        open_ = {f"{label(row.attack)}: {row.limit}": None for row in self.attacks.itertuples()}
+        limits = "\n".join(f"- {text}" for text in (*open_, *self.limits))
+        defended = [self.defences.drop(columns=["limit"]).round(3).to_string(index=False)] if len(self.defences) else []
         return "\n\n".join([self.setting, self.verdict, shown, *defended, limits])
 
 
@@ -126,6 +128,7 @@ def audit(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seconds: float = 120.0,
+    defences: bool = True,
     seed: int = 0,
     device: str = "cpu",
     progress: bool = True,
@@ -152,6 +155,8 @@ def audit(
         Of each channel, where the model wants them taken off.
     seconds
         For gradient inversion, which takes whatever time it is given. All else takes seconds to a minute.
+    defences
+        Whether to try the attacks again under each defence, which takes longer than all the rest.
     seed, device, progress
         Of draws; where all is computed; whether to tell what is done.
     client_app, flower
@@ -177,6 +182,9 @@ def audit(
         raise TypeError(
             f"give a model and images, or client_app= and server_model= ({', '.join(flower) or 'no model'})"
         )
+    check_count("clients", clients)
+    if not seconds >= 0:
+        raise ValueError(f"seconds is {seconds}; gradient inversion is given 0 or more")
     data, told = image_set(images, labels)
     if len(data) < 4:
         raise ValueError(f"{len(data)} images; an audit needs at least 4, some of them for the attacker's statistics")
@@ -198,14 +206,16 @@ def audit(
     work = _Work(
         own, Bench(Dataset(mine, public), device=device, progress=False), group, protocol, secure, seed, progress
     )
+    work.as_given = AsGiven.of(data)
     rows = [work.row(attack, changes) for attack, changes in work.linear()]
     rows += work.inversion(seconds)
     table = pd.DataFrame(rows, columns=COLUMNS)
-    defences = pd.DataFrame(
-        work.defended(), columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))]
+    defended = pd.DataFrame(
+        work.defended() if defences else [],
+        columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))],
     )
-    setting = f"{type(model).__name__}; {len(group)} clients, {protocol!r}" + ("; only their sum is seen" * secure)
-    return Audit(table, defences, (*told, *work.limits(len(public))), setting, work.pictures)
+    about = setting(type(model).__name__, len(group), protocol, secure)
+    return Audit(table, defended, (*told, *work.limits(len(public))), about, work.pictures)
 
 
 class _Work:
@@ -223,6 +233,7 @@ class _Work:
     ) -> None:
         self.own, self.bench, self.group, self.protocol, self.secure = own, bench, group, protocol, secure
         self.seed, self.progress = seed, progress
+        self.as_given: AsGiven | None = None
         self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
         self.said: list[str] = []
 
@@ -259,11 +270,15 @@ class _Work:
         attacker = attack
         if defence is not None and not isinstance(attack, GradientInversion):
             attacker = Defended(attack, defence, Wiener.of(self.public))
-        options = {"network": self.own, "secure": self.secure, "defence": defence}
+        clients_do = defence
+        if self.as_given is not None:
+            clients_do = self.as_given if defence is None else replace(self.as_given, inner=defence)
+        options = {"network": self.own, "secure": self.secure, "defence": clients_do}
         with warnings.catch_warnings(record=True) as raised:
             warnings.simplefilter("always", UserWarning)
             found = self.bench.exchange(attacker, self.seed, self.group, protocol or self.protocol, **options)
         told = [str(each.message) for each in raised if issubclass(each.category, UserWarning)]
+        told = [] if isinstance(defence, PixelDefence) else told  # that pixels left the grid is what it is for
         where = "" if defence is None else f"Under {type(defence).__name__}, "
         self.said += [where + text.replace(f"{attack.name}:", f"{label(attack.name)}:") for text in told]
         return found
@@ -275,14 +290,15 @@ class _Work:
         begin = perf_counter()
         found = self.exchange(attack, defence)
         score = found.score
-        row = {"attack": attack.name, "changes": changes, **share(score.leaked, score.attacked)}
+        row = {"attack": attack.name, "changes": changes, **share_of(score.leaked, score.attacked)}
         leaked = score.images.loc[score.images["leaked"], "psnr"]
         row |= {"psnr": float(leaked.median()) if len(leaked) else nan, "psnr_of_blank": nan, "labels": nan}
         if found.leak.labels is not None and len(found.leak):
             row["labels"] = float((found.leak.labels == score.true_labels).float().mean())
         if defence is None:
             self._show(attack.name, found)
-        return {**row, "refused": self._refused(found.payload), "seconds": perf_counter() - begin}
+        about = {"refused": self._refused(found.payload), "limit": leaves(attack.name)}
+        return {**row, **about, "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> list[dict[str, Any]]:
         """The rows of gradient inversion, which reads what an honest model gives."""
@@ -303,12 +319,14 @@ class _Work:
             return []
         finally:
             self.group = group
-        pairs = with_blanks(found.quality, found.truth, self.public)
-        row = {"attack": "gradient_inversion", "changes": "nothing", **share(int(pairs["readable"].sum()), len(pairs))}
+        pairs = quality_where_seen(found.leak, found.truth, self.public, self.own.seen)
+        row = {"attack": "gradient_inversion", "changes": "nothing"}
+        row |= share_of(int(pairs["readable"].sum()), len(pairs))
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
-        row |= {"labels": found.label_accuracy, "refused": ""}
-        self._show("gradient_inversion", found)
+        tried = {"iterations": iterations, "clients": len(found.truth.clients)}
+        row |= {"labels": found.label_accuracy, "refused": "", "limit": leaves("gradient_inversion", **tried)}
+        self._show("gradient_inversion", found, pairs)
         self.said.append(
             f"Gradient inversion had {iterations} iterations on {len(found.truth.clients)} clients; with more time, or "
             "a stronger prior, more may be read."
@@ -336,7 +354,8 @@ class _Work:
         for name, attacks, defence in cases:
             self._tell(f"{name} ...")
             found = [self.row(attack, "", defence) for attack in attacks]
-            rows.append({"defence": name, **max(found, key=lambda row: row["leak_rate"])})
+            strongest, tried = max(found, key=lambda row: row["leak_rate"]), [attack.name for attack in attacks]
+            rows.append({"defence": name, **strongest, "limit": leaves_defended(tried)})
         return rows
 
     def limits(self, public: int) -> Iterator[str]:
@@ -365,11 +384,10 @@ class _Work:
             return "not tested: one image"
         return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
 
-    def _show(self, name: str, found: Exchange) -> None:
+    def _show(self, name: str, found: Exchange, pairs: pd.DataFrame | None = None) -> None:
         """Keep the first client's first images, and what was made of each; grey where nothing was."""
         truth = found.truth.images[0, :SHOWN].float() / 255
-        made, rows = torch.full_like(truth, 0.5), found.quality if isinstance(found.attack, GradientInversion) else None
-        pairs = found.score.images if rows is None else rows
+        made, pairs = torch.full_like(truth, 0.5), found.score.images if pairs is None else pairs
         for position, which in zip(pairs["position"], pairs["reconstruction"], strict=True):
             if position < len(truth) and which >= 0:
                 made[position] = found.leak.images[which]
@@ -378,14 +396,3 @@ class _Work:
     def _tell(self, text: str) -> None:
         if self.progress:
             tqdm.write(text)
-
-
-def share(count: int, of: int) -> dict[str, float]:
-    """Leak rate with its 95 % interval (Wilson, JASA 1927), and the number of images."""
-    ends = binomtest(count, of).proportion_ci(method="wilson")
-    return {"leak_rate": count / of, "low": float(ends.low), "high": float(ends.high), "images": of}
-
-
-def _percent(row: pd.Series) -> str:
-    rate = f"{100 * row['leak_rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-    return f"{rate} of the images ({label(row['attack'])})"

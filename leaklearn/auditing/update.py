@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,22 +10,18 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from leaklearn.attacks import GradientInversion
 from leaklearn.attacks.inversion.check import Check
 from leaklearn.attacks.labels import restore_labels
-from leaklearn.attacks.linear.base import roundoff
-from leaklearn.auditing.inputs import OwnModel, image_set
+from leaklearn.auditing.inputs import OwnModel, image_set, read_state, with_state
+from leaklearn.auditing.marks import Marks, marks_of, verdict_on
 from leaklearn.auditing.run import ITERATIONS
-from leaklearn.evaluation import Truth, quality, with_blanks
-from leaklearn.federated import FedSGD, Payload, Updates
+from leaklearn.auditing.seen import quality_where_seen
+from leaklearn.evaluation import Truth
+from leaklearn.federated import Defence, FedSGD, Payload, Updates
 from leaklearn.federated.protocols import Protocol
-
-FEW_VALUES = 2**12
-"""Different magnitudes of the largest parameter's update up to which it counts as quantised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +32,10 @@ class UpdateAudit:
     ----------
     check : Check
         Whether model, update and protocol fit together; its problems come first, for they void the rest.
-    marks : dict of str to str
-        What the numbers themselves tell of a defence: norm, zeros, precision, levels.
+    numbers : Marks
+        What the numbers themselves tell of a defence: norm, noise, zeros, precision, levels; `marks` in words.
+    defended : str
+        Whether the defence that the clients are said to use left its marks; empty where none was named.
     counts : Tensor
         (classes,) int64 restored images of each class.
     sure : float
@@ -54,7 +51,8 @@ class UpdateAudit:
     """
 
     check: Check
-    marks: Mapping[str, str]
+    numbers: Marks
+    defended: str
     counts: Tensor
     sure: float
     images: Tensor
@@ -63,15 +61,26 @@ class UpdateAudit:
     limits: tuple[str, ...]
 
     @property
+    def marks(self) -> dict[str, str]:
+        """What the numbers tell, a sentence each by what it is about."""
+        return self.numbers.told() | ({"the defence that was named": self.defended} if self.defended else {})
+
+    @property
     def verdict(self) -> str:
-        """One sentence."""
-        if not self.check.ok:
+        """A few sentences; none of them an all-clear."""
+        seen = ", ".join(self.numbers.seen)
+        if not self.check.ok and not seen:
             return f"Model, update and protocol do not fit together, so nothing here tells what leaks: {self.check}"
+        text = f"The update has the marks of a defence ({seen}), and inversion was not told of it. " if seen else ""
+        if not self.check.ok:
+            text += "It does not fit model and protocol beyond that, so that what follows is less than could be read. "
         classes = ", ".join(f"{count} of class {i}" for i, count in enumerate(self.counts.tolist()) if count)
-        text = f"The labels read from it: {classes or 'none'}. Images made from it give {100 * self.similarity:.2f} % "
+        text += f"The labels read from it: {classes or 'none'}. Images made from it give {100 * self.similarity:.2f} % "
         text += "of its direction"
         if self.quality is not None:
             text += f", and {int(self.quality['readable'].sum())} of {len(self.quality)} show the true ones"
+        if self.defended.startswith("no"):
+            text += ". The defence that was named is not in it"
         return text + ". What was not found is not proved safe."
 
     def save(self, path: str | Path) -> Path:
@@ -96,6 +105,7 @@ def audit_update(
     labels: Any = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    defence: Defence | None = None,
     seconds: float = 60.0,
     seed: int = 0,
     progress: bool = True,
@@ -114,7 +124,10 @@ def audit_update(
     shape
         (C, H, W) of an image.
     images, labels
-        The truth, where one has it, for scoring: as for `audit`, as many as the update was made from.
+        The truth, where one has it, for scoring: as for `audit`, as many as the update was made from. Of one step it is
+        also compared with the update itself.
+    defence
+        What the client is said to do to its update: was it there?
     mean, std, seconds, seed, progress
         As for `audit`.
 
@@ -123,9 +136,11 @@ def audit_update(
     ValueError
         Where files cannot be read, states do not fit the model, or the truth does not fit the protocol.
     """
-    start, end = _state(before, "before"), _state(after, "after")
+    if not seconds >= 0:
+        raise ValueError(f"seconds is {seconds}; inversion is given 0 or more")
+    start, end = read_state(before, "before"), read_state(after, "after")
     probe = torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed))
-    own = OwnModel(_loaded(model, start), probe, mean, std)
+    own = OwnModel(with_state(model, start, "the state before"), probe, mean, std)
     truth, said = None, list(own.told)
     if images is not None:
         truth, told = image_set(images, labels, own.classes)
@@ -143,7 +158,10 @@ def audit_update(
     except ValueError as error:
         said.append(f"Labels could not be restored: {error}")
     given = None if restored is None else restored.labels()
-    found = attack.check(payload, updates, given)
+    once = protocol.local_steps == 1 and truth is not None
+    marks = marks_of(payload, updates, (truth.float(), truth.labels) if once else None)
+    known = (truth.labels.unsqueeze(0), truth.images.unsqueeze(0)) if once else (given,)
+    found = attack.check(payload, updates, *known)
     begin = perf_counter()
     attack.replace(iterations=3).invert(payload, updates, given, seed=seed)
     each = (perf_counter() - begin) / 3
@@ -157,46 +175,22 @@ def audit_update(
     scores = None
     if truth is not None:
         true = Truth(truth.images.unsqueeze(0), truth.labels.unsqueeze(0), torch.tensor([0]))
-        scores = with_blanks(quality(inverted.leak, true), true, truth)
+        scores = quality_where_seen(inverted.leak, true, truth, own.seen)
     counts = torch.zeros(own.classes, dtype=torch.int64) if restored is None else restored.counts[0].cpu()
     sure = 0.0 if restored is None else float(restored.confidence[0])
     similarity = float(inverted.leak.confidence.max())
-    return UpdateAudit(
-        found, _marks(payload, sent), counts, sure, inverted.leak.images, similarity, scores, tuple(dict.fromkeys(said))
-    )
-
-
-def _state(given: Mapping[str, Tensor] | str | Path, name: str) -> Mapping[str, Tensor]:
-    """A state dict, read where it is a file."""
-    if isinstance(given, Mapping):
-        return given
-    path = Path(given).expanduser()
-    if not path.is_file():
-        raise ValueError(f"{name}: {path} is not there")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{name}: {path} is no safetensors file: {error}") from error
-
-
-def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model with these weights."""
-    model = deepcopy(model)
-    try:
-        missing, strange = model.load_state_dict(dict(state), strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"the state before does not fit {type(model).__name__}: {error}") from error
-    if missing or strange:
-        raise ValueError(
-            f"the state before does not fit {type(model).__name__}: missing {missing[:3]}, unknown {strange[:3]}"
-        )
-    return model
+    named = "" if defence is None else verdict_on(defence, marks, updates)
+    read = (counts, sure, inverted.leak.images, similarity, scores)
+    return UpdateAudit(found, marks, named, *read, tuple(dict.fromkeys(said)))
 
 
 def _update(
     payload: Payload, before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, gradient: bool
 ) -> dict[str, Tensor]:
     """What the client sent, by the payload's names."""
+    strange = [name for name in after if name not in before]
+    if strange:
+        raise ValueError(f"after has {', '.join(strange[:3])}, which the model has not; is it of another model?")
     sent = {}
     for name, value in payload.parameters.items():
         mine = name.removeprefix("model.")
@@ -206,19 +200,3 @@ def _update(
             raise ValueError(f"{mine} is {tuple(after[mine].shape)} after, the model's is {tuple(value.shape)}")
         sent[name] = after[mine].to(value) if gradient else after[mine].to(value) - before[mine].to(value)
     return sent
-
-
-def _marks(payload: Payload, sent: Mapping[str, Tensor]) -> dict[str, str]:
-    """What an update's numbers tell of a defence."""
-    norm = float(torch.stack([value.double().square().sum() for value in sent.values()]).sum().sqrt())
-    zeros = sum(int((value == 0).sum()) for value in sent.values()) / sum(value.numel() for value in sent.values())
-    largest = max(sent.values(), key=lambda value: value.numel())
-    precision = {2.0**-8: "bfloat16", 2.0**-11: "float16"}.get(max(map(roundoff, sent.values())), "float32")
-    levels = len(largest.abs().unique())
-    few = levels <= min(FEW_VALUES, largest.numel() // 8)
-    return {
-        "norm over all parameters": f"{norm:.4g} (a clipped update has the norm that it was clipped to)",
-        "coordinates that are zero": f"{100 * zeros:.1f} % (many: only the largest were sent, or units were silent)",
-        "precision of its numbers": precision,
-        "levels": f"{levels:,} magnitudes in the largest parameter" + (": quantised" if few else ": not quantised"),
-    }

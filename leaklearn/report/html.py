@@ -1,6 +1,7 @@
 """One self-contained page over all results of a preset: claims and verdicts, figures, tables, provenance."""
 
 import base64
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
+from markupsafe import Markup, escape
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
 from PIL import Image
 
@@ -98,21 +100,12 @@ def render(preset: str, paths: Paths = PROJECT) -> str:
     """The page as HTML text; nothing in it is fetched from anywhere."""
     claims = judge(read_tables(preset, paths))
     sections = [section(name, preset, paths) for name in paths.notebook_names()]
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"short": short, "signed": signed, "moment": moment, "words": words, "held": held}
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         preset=preset,
         opening=_opening(sections),
         cover=_cover(sections),
-        style=(here / "report.css").read_text(encoding="utf-8"),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        style=style(),
+        written=now(),
         groups=_groups(claims),
         judged=(sum(each.claim for each in STATEMENTS), sum(not each.claim for each in STATEMENTS)),
         known=KNOWN,
@@ -123,10 +116,40 @@ def render(preset: str, paths: Paths = PROJECT) -> str:
         environments=list(dict.fromkeys(environment_of(each.ran) for each in sections if each.ran)),
         environment_of=environment_of,
         shortest_folded=SHORTEST_FOLDED,
-        widest_in_print=WIDEST_IN_PRINT,
         linked={each.name for each in sections},
         drawn={f"{each.name}/{figure.file}" for each in sections for figure in each.figures},
     )
+
+
+def template(name: str) -> Template:
+    """A template of this folder, with the filters that all of them use."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "short": short,
+        "signed": signed,
+        "moment": moment,
+        "words": words,
+        "held": held,
+        "coded": coded,
+    }
+    environment.globals["widest_in_print"] = WIDEST_IN_PRINT
+    return environment.get_template(name)
+
+
+def style() -> str:
+    """The one style sheet."""
+    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+def now() -> str:
+    """The present time as a reader writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _opening(sections: Sequence[Section]) -> list[Section]:
@@ -150,6 +173,11 @@ def signed(text: str) -> str:
 def moment(started: str) -> str:
     """An ISO time of UTC as a reader writes it."""
     return f"{started[:16].replace('T', ' ')} UTC"
+
+
+def coded(text: str) -> Markup:
+    """A text as HTML, with what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def words(name: str) -> str:
@@ -240,13 +268,17 @@ def _figure(file: Path, caption: str, title: str, tables: bool) -> Figure:
     alt = f"Figure {words(file.name)}, to the question: {title.rstrip('?.')}?"
     alt += " It is described in its caption." if caption else ""
     alt += " The tables of this section hold its numbers." if tables else ""
-    with Image.open(file) as image:
+    pdf = file.with_suffix(".pdf")
+    return embedded(file.name, file.read_bytes(), caption, alt, pdf.name if pdf.is_file() else "")
+
+
+def embedded(name: str, png: bytes, caption: str, alt: str, pdf: str = "") -> Figure:
+    """A PNG as a page holds it; `alt` says what it shows where it is not seen, `pdf` is the file that it links."""
+    with Image.open(io.BytesIO(png)) as image:
         scale = SCREEN_DPI / image.info.get("dpi", (SCREEN_DPI,))[0]
         width, height = (round(length * scale) for length in image.size)
-    encoded = base64.b64encode(file.read_bytes()).decode("ascii")
-    pdf = file.with_suffix(".pdf")
-    source = f"data:image/png;base64,{encoded}"
-    return Figure(file.name, source, caption, alt, width, height, pdf.name if pdf.is_file() else "")
+    encoded = base64.b64encode(png).decode("ascii")
+    return Figure(name, f"data:image/png;base64,{encoded}", caption, alt, width, height, pdf)
 
 
 def _checks(notebook: Path) -> list[str]:

@@ -23,12 +23,13 @@ DODGE = 1.015
 """On a logarithmic axis lines stand a little beside each other, so that equal ones are all seen."""
 DASHES = ["-", "--", ":", "-."]
 CLOSED_FORM = {"color": PAPER_COLOUR, "linestyle": (0, (5, 3)), "linewidth": 1.4, "zorder": 1}
+STYLE = Path(__file__).with_name("leaklearn.mplstyle")
 LEVELS = [(0, (5, 3)), (0, (1, 2)), (0, (7, 2, 1, 2))]
 
 
 def use_style() -> None:
     """Apply the one style to every figure and table from here on; call it once, beside a notebook's imports."""
-    plt.style.use(Path(__file__).with_name("leaklearn.mplstyle"))
+    plt.style.use(STYLE)
     pd.set_option("display.max_colwidth", 120)  # texts are told in full
 
 

@@ -1,5 +1,6 @@
 """Explorers for JupyterLab: thin skins over the functions that also draw the static figures."""
 
+from leaklearn.widgets.audit import explore_audit
 from leaklearn.widgets.defences import explore_defence
 from leaklearn.widgets.inversion import compare_attacks, scrub_iterations
 from leaklearn.widgets.label_matching import explore_matching
@@ -10,6 +11,7 @@ from leaklearn.widgets.semi_supervised import explore_labelling
 
 __all__ = [
     "compare_attacks",
+    "explore_audit",
     "explore_clients",
     "explore_defence",
     "explore_labelling",
