@@ -20,7 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import leaklearn as ll
+from leaklearn.attacks import Loki, PeeledLoki
+from leaklearn.auditing.inputs import OwnModel
 from leaklearn.data import Dataset, ImageSet, partition
+from leaklearn.evaluation import Truth, score
+from leaklearn.federated import Client
 from leaklearn.federated.flower import InProcess, Recording  # before flwr: telemetry is off
 from leaklearn.files import REPOSITORY, write_text
 
@@ -30,7 +34,7 @@ from flwr.serverapp.strategy import FedAvg  # isort: skip
 
 NODES, EPOCHS, BATCH, LR, MOMENTUM = 10, 3, 32, 0.01, 0.9
 TRAINED_ON = 0.8
-STAGES = ["untrained", "sums", "trained"]
+STAGES = ["untrained", "sums", "trained", "front"]
 
 
 class Net(nn.Module):
@@ -39,6 +43,7 @@ class Net(nn.Module):
     def __init__(self, shape: tuple[int, int, int] = (3, 32, 32)) -> None:
         super().__init__()
         side = [((size - 4) // 2 - 4) // 2 for size in shape[1:]]
+        self.channels = shape[0]
         self.conv1, self.pool, self.conv2 = nn.Conv2d(shape[0], 6, 5), nn.MaxPool2d(2, 2), nn.Conv2d(6, 16, 5)
         self.fc1, self.fc2, self.fc3 = nn.Linear(16 * side[0] * side[1], 120), nn.Linear(120, 84), nn.Linear(84, 10)
 
@@ -89,6 +94,29 @@ def federate(app: ClientApp, net: Net, data: Dataset, rounds: int) -> float:
     return right / len(data.test)
 
 
+def in_front(parts: list[ImageSet], net: Net) -> list[dict[str, object]]:
+    """What layers in front of the network take in the same round, from a sum: for who ships the clients' code.
+
+    Simulated with plain SGD, without momentum; the last two clients' images are the attacker's.
+    """
+    fields = ("images", "labels", "index")
+    public = ImageSet(*(torch.cat([getattr(part, name) for part in parts[-2:]]) for name in fields), parts[0].info)
+    group = [Client(number, part) for number, part in enumerate(parts[:-2])]
+    size = min(len(part) for part in parts)
+    protocol = ll.FedAvg(BATCH, EPOCHS * (size // BATCH), LR)
+    truth = Truth(
+        *(torch.stack([getattr(part, n)[:size] for part in parts[:-2]]) for n in fields[:2]), torch.arange(NODES - 2)
+    )
+    own, rows = OwnModel(net, public.float()[:2], [0.5] * net.channels, [0.5] * net.channels), []
+    for attack in (Loki(4.0, size), PeeledLoki(4.0, size)):
+        payload = attack.payload(own, public)
+        updates = ll.respond(group, payload, protocol, secure=True, only=attack.reads)
+        found = score(attack.reconstruct(payload, updates), truth, with_ssim=False)
+        print(f"== layers in front, {protocol}, sum over {len(group)}: {attack.name}: {found}", flush=True)
+        rows.append({"attack": attack.name, "changes": "layers in front", "leak_rate": found.leak_rate})
+    return rows
+
+
 def measure(dataset: str, alpha: float, rounds: int, stages: list[str]) -> list[dict[str, object]]:
     """All rows of one data set, shared out in one way."""
     data, channels = ll.load(dataset), ll.load(dataset).shape[0]
@@ -99,6 +127,9 @@ def measure(dataset: str, alpha: float, rounds: int, stages: list[str]) -> list[
     about = {"dataset": dataset, "alpha": alpha, "images_per_client": sum(map(len, parts)) / NODES}
     accuracy = None
     for stage in stages:
+        if stage == "front":
+            rows += [{**about, "stage": stage, **row} for row in in_front(parts, net)]
+            continue
         secure = stage == "sums"
         if stage == "trained":
             accuracy = federate(app, net, data, rounds)
@@ -120,7 +151,7 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="+", default=["mnist5k"], help="mnist5k, cifar10")
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.3])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="sums: of all nodes")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="front: layers in front")
     options = parser.parse_args()
     rows: list[dict[str, object]] = []
     folder = REPOSITORY.outputs / "bench"

@@ -138,5 +138,6 @@ def share_of(count: int, of: int) -> dict[str, float]:
 
 def percent(row: pd.Series) -> str:
     """A row's leak rate with its interval, and the attack, in words."""
-    rate = f"{100 * row['leak_rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
-    return f"{rate} of the images ({label(row['attack'])})"
+    digits = 2 if 0 < row["leak_rate"] < 0.01 else 0  # some of many thousands are not none
+    rate, low, high = (f"{100 * row[name]:.{digits}f}" for name in ("leak_rate", "low", "high"))
+    return f"{rate} % [{low}, {high}] of the images ({label(row['attack'])})"
