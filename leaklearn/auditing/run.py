@@ -216,6 +216,7 @@ class _Work:
         self.own, self.bench, self.group, self.protocol, self.secure = own, bench, group, protocol, secure
         self.seed, self.progress = seed, progress
         self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
+        self.refused: dict[Any, str] = {}
         self.said: list[str] = []
 
     @property
@@ -274,7 +275,7 @@ class _Work:
             row["labels"] = float((found.leak.labels == score.true_labels).float().mean())
         if defence is None:
             self._show(attack.name, found)
-        return {**row, "refused": self._refused(found.payload), "seconds": perf_counter() - begin}
+        return {**row, "refused": self._refused(attack, found.payload), "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> list[dict[str, Any]]:
         """The rows of gradient inversion, which reads what an honest model gives."""
@@ -350,12 +351,15 @@ class _Work:
         )
         yield from dict.fromkeys(self.said)
 
-    def _refused(self, payload: Payload) -> str:
-        """Names of the tests that would warn the first client."""
+    def _refused(self, attack: Any, payload: Payload) -> str:
+        """Names of the tests that would warn the first client of this attack, whatever its defence."""
         mine = self.group[0].data[:INSPECTED]
         if len(mine) < 2:
             return "not tested: one image"
-        return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
+        if attack not in self.refused:
+            found = inspect(payload, mine.float(), mine.labels)
+            self.refused[attack] = " ".join(sorted({mark.test for mark in found.warnings}))
+        return self.refused[attack]
 
     def _show(self, name: str, found: Exchange) -> None:
         """Keep the first client's first images, and what was made of each; grey where nothing was."""
