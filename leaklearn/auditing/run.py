@@ -42,6 +42,11 @@ ITERATIONS = (10, 400)
 """Of gradient inversion, at least and at most, as the time allows."""
 INVERTED = 4
 """Clients inverted at most."""
+UNLABELLED = (
+    "images have no label that explains their gradient, as where norm layers leave float32 little but rounding; they "
+    "count as wrong"
+)
+"""What is said of images whose labels could not be read, by how many."""
 COLUMNS = [
     "attack",
     "changes",
@@ -273,6 +278,9 @@ class _Work:
         row |= {"psnr": float(leaked.median()) if len(leaked) else nan, "psnr_of_blank": nan, "labels": nan}
         if found.leak.labels is not None and len(found.leak):
             row["labels"] = float((found.leak.labels == score.true_labels).float().mean())
+            unknown = int((found.leak.labels < 0).sum())
+            if unknown and defence is None:
+                self.said.append(f"{label(attack.name)}: {unknown} of {len(found.leak)} {UNLABELLED}")
         if defence is None:
             self._show(attack.name, found)
         return {**row, "refused": self._refused(attack, found.payload), "seconds": perf_counter() - begin}

@@ -48,8 +48,8 @@ def recover(
 ) -> FeatureTarget | None:
     """Features of the images behind gradients.
 
-    `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64; `shape` is an image's. None where the model
-    has no last linear layer with a bias, or it is frozen.
+    `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64; `shape` is an image's. None where the
+    model has no last linear layer with a bias, or it is frozen.
     """
     layer = last_linear(payload, shape)
     if layer is None or not {f"{layer}.weight", f"{layer}.bias"} <= set(update):
