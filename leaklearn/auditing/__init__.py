@@ -7,8 +7,9 @@
 Nothing leaves this machine.
 """
 
+from leaklearn.auditing.found import Audit
 from leaklearn.auditing.inputs import image_set
-from leaklearn.auditing.run import Audit, audit
+from leaklearn.auditing.run import audit
 from leaklearn.auditing.update import UpdateAudit, audit_update
 
 __all__ = ["Audit", "UpdateAudit", "audit", "audit_update", "image_set"]

@@ -13,8 +13,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
+from leaklearn.auditing.found import Audit
 from leaklearn.auditing.inputs import read_state, with_state
-from leaklearn.auditing.run import Audit, audit
+from leaklearn.auditing.run import audit
 from leaklearn.auditing.update import UpdateAudit, audit_update
 from leaklearn.federated import FedAvg, FedSGD, PrivateSGD
 from leaklearn.federated.protocols import Protocol

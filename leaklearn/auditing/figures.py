@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leaklearn.auditing.run import Audit
+from leaklearn.auditing.found import Audit
 from leaklearn.report.names import PALETTE, PAPER_COLOUR, label
 from leaklearn.report.pictures import labelled_rows
 

@@ -24,7 +24,8 @@ from leaklearn.attacks.labels import restore_labels
 from leaklearn.attacks.linear.own_layer import OwnLayer, find_layer, inputs
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.app import AppRun
-from leaklearn.auditing.run import COLUMNS, INSPECTED, INVERTED, ITERATIONS, SHOWN, Audit
+from leaklearn.auditing.found import COLUMNS, Audit
+from leaklearn.auditing.run import INSPECTED, INVERTED, ITERATIONS, SHOWN
 from leaklearn.auditing.words import leaves, share_of
 from leaklearn.evaluation import label_accuracy, psnr, quality, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB

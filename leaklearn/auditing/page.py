@@ -14,7 +14,8 @@ import torch
 from matplotlib.figure import Figure as Drawing
 
 from leaklearn.auditing import figures, words
-from leaklearn.auditing.run import SHOWN, Audit
+from leaklearn.auditing.found import Audit
+from leaklearn.auditing.run import SHOWN
 from leaklearn.auditing.update import UpdateAudit
 from leaklearn.files import write_text
 from leaklearn.report.html import Figure, embedded, now, style, template

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import nan
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -18,10 +17,11 @@ from tqdm.auto import tqdm
 from leaklearn.attacks import GradientInversion, Loki, PeeledBins, PeeledLayer, PeeledLoki, RobbingTheFed
 from leaklearn.attacks.linear.defended import Defended, Wiener
 from leaklearn.attacks.linear.spear import first_layer
+from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.seen import quality_where_seen
-from leaklearn.auditing.words import leaves, leaves_defended, percent, setting, share_of
+from leaklearn.auditing.words import UNLABELLED, leaves, leaves_defended, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
@@ -43,77 +43,6 @@ ITERATIONS = (10, 400)
 """Of gradient inversion, at least and at most, as the time allows."""
 INVERTED = 4
 """Clients inverted at most."""
-COLUMNS = ["attack", "changes", "leak_rate", "low", "high", "images", "psnr", "psnr_of_blank", "labels"]
-COLUMNS += ["refused", "limit", "seconds"]
-
-
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """What an audit found.
-
-    Attributes
-    ----------
-    attacks : DataFrame
-        A row an attack: attack; changes (what the server changes in the model); leak_rate (share of the images, 0..1:
-        exact to 20 dB, and of inversion also 3 dB above a picture that shows nothing), with its 95 % interval low and
-        high (Wilson); images (attacked); psnr (dB, median of what leaked, of inversion of all); psnr_of_blank (what
-        such a picture reaches); labels (share that is right; NaN where the attack gives none); refused (tests that
-        would warn a client); limit (what the attack leaves open); seconds.
-    defences : DataFrame
-        The same columns but changes and blanks, for the attacks tried again under each defence, named in `defence`.
-    limits : tuple of str
-        What was assumed, what was not tried and why, a sentence each.
-    setting : str
-        What was audited.
-    pictures : dict of str to tuple of Tensor
-        By attack: (E, C, H, W) true images of the first client, and the nearest that the attack made of each.
-    labels : tuple of float or None
-        Of a Flower app: share of a node's class counts that its honest update tells, 0..1, and that a guess has.
-    """
-
-    attacks: pd.DataFrame
-    defences: pd.DataFrame
-    limits: tuple[str, ...]
-    setting: str
-    pictures: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    labels: tuple[float, float] | None = None
-
-    @property
-    def worst(self) -> pd.Series:
-        """The attack that took most."""
-        return self.attacks.loc[self.attacks["leak_rate"].idxmax()]
-
-    @property
-    def verdict(self) -> str:
-        """One sentence."""
-        if not len(self.attacks):
-            return "No attack on images that was here to try fits. That is no proof of safety: the limits say why."
-        worst, honest = self.worst, self.attacks[self.attacks["changes"] == "nothing"]
-        text = f"A server that changes the model takes {percent(worst)}"
-        if worst["changes"] == "nothing":
-            text = f"A server that changes nothing reads {percent(worst)}"
-        elif len(honest):
-            best = honest.loc[honest["leak_rate"].idxmax()]
-            text += f"; one that only reads, {percent(best)}"
-        return text + ". What was not found is not proved safe: the limits say what was tried."
-
-    def save(self, path: str | Path) -> Path:
-        """Write the page, one HTML file that needs no other, and give its path."""
-        from leaklearn.auditing.page import page, write
-
-        return write(path, page(self))
-
-    def _repr_html_(self) -> str:
-        from leaklearn.auditing.page import body
-
-        return body(self)
-
-    def __str__(self) -> str:
-        shown = self.attacks.drop(columns=["psnr_of_blank", "limit"]).round(3).to_string(index=False)
-        open_ = {f"{label(row.attack)}: {row.limit}": None for row in self.attacks.itertuples()}
-        limits = "\n".join(f"- {text}" for text in (*open_, *self.limits))
-        defended = [self.defences.drop(columns=["limit"]).round(3).to_string(index=False)] if len(self.defences) else []
-        return "\n\n".join([self.setting, self.verdict, shown, *defended, limits])
 
 
 def audit(
@@ -235,6 +164,7 @@ class _Work:
         self.seed, self.progress = seed, progress
         self.as_given: AsGiven | None = None
         self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
+        self.refused: dict[Any, str] = {}
         self.said: list[str] = []
 
     @property
@@ -295,9 +225,12 @@ class _Work:
         row |= {"psnr": float(leaked.median()) if len(leaked) else nan, "psnr_of_blank": nan, "labels": nan}
         if found.leak.labels is not None and len(found.leak):
             row["labels"] = float((found.leak.labels == score.true_labels).float().mean())
+            unknown = int((found.leak.labels < 0).sum())
+            if unknown and defence is None:
+                self.said.append(f"{label(attack.name)}: {unknown} of {len(found.leak)} {UNLABELLED}")
         if defence is None:
             self._show(attack.name, found)
-        about = {"refused": self._refused(found.payload), "limit": leaves(attack.name)}
+        about = {"refused": self._refused(attack, found.payload), "limit": leaves(attack.name)}
         return {**row, **about, "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> list[dict[str, Any]]:
@@ -377,12 +310,15 @@ class _Work:
         )
         yield from dict.fromkeys(self.said)
 
-    def _refused(self, payload: Payload) -> str:
-        """Names of the tests that would warn the first client."""
+    def _refused(self, attack: Any, payload: Payload) -> str:
+        """Names of the tests that would warn the first client of this attack, whatever its defence."""
         mine = self.group[0].data[:INSPECTED]
         if len(mine) < 2:
             return "not tested: one image"
-        return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
+        if attack not in self.refused:
+            found = inspect(payload, mine.float(), mine.labels)
+            self.refused[attack] = " ".join(sorted({mark.test for mark in found.warnings}))
+        return self.refused[attack]
 
     def _show(self, name: str, found: Exchange, pairs: pd.DataFrame | None = None) -> None:
         """Keep the first client's first images, and what was made of each; grey where nothing was."""

@@ -9,7 +9,8 @@ import pandas as pd
 from torch import nn
 from tqdm.auto import tqdm
 
-from leaklearn.auditing.run import Audit, audit
+from leaklearn.auditing.found import Audit
+from leaklearn.auditing.run import audit
 from leaklearn.data.images import ImageSet
 from leaklearn.federated import FedAvg, FedSGD
 from leaklearn.federated.protocols import Protocol

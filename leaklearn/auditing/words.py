@@ -12,7 +12,7 @@ from leaklearn.federated.protocols import FedAvg, Protocol
 from leaklearn.report.names import label
 
 if TYPE_CHECKING:
-    from leaklearn.auditing.run import Audit
+    from leaklearn.auditing.found import Audit
 
 _CHANGED = "One round and 4 neurons an image were tried; more may take more."
 _DOES = {
@@ -31,6 +31,11 @@ _LEAVES = {
     "gradient_inversion": "{iterations} iterations on {clients} clients, one round, no learned model of such images. "
     "More time, several rounds or a better prior may read more.",
 }
+UNLABELLED = (
+    "images have no label that explains their gradient, as where norm layers leave float32 little but rounding; they "
+    "count as wrong"
+)
+"""What is said of images whose labels could not be read, by how many."""
 HELPS = 0.5
 """Share of the undefended leak that a defence leaves at most, to be named among what helped."""
 

@@ -10,6 +10,7 @@ differ too little). breaching's "modern" attack uses dW_c / db_c instead, which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,15 @@ class FeatureTarget:
         return (found - self.values).square().sum((1, 2)) / self.values.square().sum((1, 2)).clamp_min(1e-30)
 
 
-def recover(payload: Payload, update: State, labels: Tensor) -> FeatureTarget | None:
+def recover(
+    payload: Payload, update: State, labels: Tensor, shape: Sequence[int] | None = None
+) -> FeatureTarget | None:
     """Features of the images behind gradients.
 
-    `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64. None where the model has no last linear
-    layer with a bias, or it is frozen.
+    `update` are gradients (K, ...) by parameter name, `labels` (K, B) int64; `shape` is an image's. None where the
+    model has no last linear layer with a bias, or it is frozen.
     """
-    layer = last_linear(payload)
+    layer = last_linear(payload, shape)
     if layer is None or not {f"{layer}.weight", f"{layer}.bias"} <= set(update):
         return None
     gradient, mean_residual = update[f"{layer}.weight"], update[f"{layer}.bias"]

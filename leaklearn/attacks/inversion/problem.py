@@ -73,7 +73,7 @@ class Problem:
             labels = None if labels is None else labels.repeat_interleave(settings.restarts, 0)
         self._features: FeatureTarget | None = None
         if labels is not None and settings.priors.get("features") and gradients.one_gradient:
-            self._features = recover(gradients.payload, target, labels)
+            self._features = recover(gradients.payload, target, labels, self.shape[1:])
         self._mask = largest_entries(target, settings.matched) if settings.matched < 1 else None
         self._target, self._labels = self._masked(target), labels
 
