@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from leaklearn.files import REPOSITORY
+from leaklearn.report.findings import finding
 from leaklearn.report.names import measure, name, size_of_test_set, sources
 from leaklearn.report.tables import check_keys, fold, over_seeds, spread, told
 
@@ -29,6 +30,15 @@ def test_no_interval_of_a_written_table_mixes_settings(preset, notebook):
             folded = over_seeds(frame, by)
             assert len(folded) == len(frame[by].drop_duplicates())
             assert (folded["seeds"] == frame.groupby(by, sort=False, dropna=False).size().to_numpy()).all()
+
+
+@pytest.mark.parametrize("notebook", [name for name in REPOSITORY.notebook_names() if name != "90_report"])
+def test_the_laptop_preset_finds_what_the_readme_tells(notebook):
+    if not (REPOSITORY.results("laptop", notebook) / "provenance.json").is_file():
+        pytest.skip(f"{notebook} was not run with the preset laptop")
+    sentence = finding(notebook, "laptop")
+    assert sentence.endswith(".")
+    assert "nan" not in sentence
 
 
 def test_folding_averages_within_keys_only():

@@ -183,6 +183,18 @@ def _defences(found: Results) -> str:
     )
 
 
+def _audit(found: Results) -> str:
+    table = found.table("attacks")
+    changed, honest = table[table["changes"] != "nothing"], table[table["changes"] == "nothing"]
+    worst = changed.groupby("attack")["leak_rate"].mean().idxmax()
+    left = found.table("defences").groupby("defence")["leak_rate"].mean()
+    return (
+        f"The attacks tried take {mean(changed, 'leak_rate', attack=worst)} % of the images from Flower's tutorial "
+        f"network where the server changes the model, {mean(honest, 'leak_rate')} % where it only reads; with the "
+        f"defence that helps most, {100 * left.min():.0f} %."
+    )
+
+
 SENTENCES: dict[str, Callable[[Results], str]] = {
     "00": _overview,
     "01": _gradient_inversion,
@@ -196,4 +208,5 @@ SENTENCES: dict[str, Callable[[Results], str]] = {
     "09": _labels,
     "10": _skewed,
     "11": _defences,
+    "12": _audit,
 }
