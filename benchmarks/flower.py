@@ -12,6 +12,7 @@ cifar10 needs LEAKLEARN_DATA. Written to outputs/bench/flower.csv.
 from __future__ import annotations
 
 import argparse
+import sys
 from time import perf_counter
 
 import pandas as pd
@@ -25,12 +26,16 @@ from leaklearn.auditing.inputs import OwnModel
 from leaklearn.data import Dataset, ImageSet, partition
 from leaklearn.evaluation import Truth, score
 from leaklearn.federated import Client
-from leaklearn.federated.flower import InProcess, Recording  # before flwr: telemetry is off
 from leaklearn.files import REPOSITORY, write_text
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict  # isort: skip
-from flwr.clientapp import ClientApp  # isort: skip
-from flwr.serverapp.strategy import FedAvg  # isort: skip
+try:
+    from leaklearn.federated.flower import InProcess, Recording  # first: it turns Flower's telemetry off
+except ImportError as error:
+    sys.exit(print(f"left out: {error}"))
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAvg
 
 NODES, EPOCHS, BATCH, LR, MOMENTUM = 10, 3, 32, 0.01, 0.9
 TRAINED_ON = 0.8

@@ -378,3 +378,5 @@ def test_what_does_not_fit_is_named(data, about, message):
 def test_model_or_app_is_wanted(data):
     with pytest.raises(TypeError, match="give a model and images, or client_app="):
         ll.audit(server_model=make_net())
+    with pytest.raises(TypeError, match="an app brings its images"):
+        ll.audit(make_net(), data.train, client_app=make_app(data), server_model=make_net())

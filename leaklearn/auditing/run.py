@@ -105,6 +105,8 @@ def audit(
     if client_app is not None:
         from leaklearn.auditing.flower import audit_app
 
+        if model is not None or images is not None or protocol is not None:
+            raise TypeError("an app brings its images and what it does with them: give server_model= and nodes= only")
         about = {"secure": secure, "mean": mean, "std": std, "seconds": seconds, "seed": seed, "progress": progress}
         return audit_app(client_app, **about, **flower)
     if model is None or flower:
