@@ -185,8 +185,8 @@ def _with_limits(names: list[str], rows: list[list[str]], frame: pd.DataFrame) -
 
 def _taken(row: pd.Series | dict) -> str:
     count = round(row["leak_rate"] * row["images"])
-    ends = f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
-    told = f"{count} of {row['images']} ({100 * row['leak_rate']:.0f} %: {ends})"
+    rate, low, high = words.in_percent(row)
+    told = f"{count} of {row['images']} ({rate} %: {low} to {high} %)"
     return told.replace(" %", "\N{NO-BREAK SPACE}%").replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
 
 

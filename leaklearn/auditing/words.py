@@ -143,6 +143,12 @@ def share_of(count: int, of: int) -> dict[str, float]:
 
 def percent(row: pd.Series) -> str:
     """A row's leak rate with its interval, and the attack, in words."""
-    digits = 2 if 0 < row["leak_rate"] < 0.01 else 0  # some of many thousands are not none
-    rate, low, high = (f"{100 * row[name]:.{digits}f}" for name in ("leak_rate", "low", "high"))
+    rate, low, high = in_percent(row)
     return f"{rate} % [{low}, {high}] of the images ({label(row['attack'])})"
+
+
+def in_percent(row: pd.Series | dict) -> tuple[str, str, str]:
+    """A row's leak rate and the ends of its interval in percent; some of many thousands are not rounded to none."""
+    digits = 2 if 0 < row["leak_rate"] < 0.01 else 0
+    rate, low, high = (f"{100 * row[name]:.{digits}f}" for name in ("leak_rate", "low", "high"))
+    return rate, low, high
