@@ -146,7 +146,7 @@ def marks_of(payload: Payload, updates: Updates, truth: tuple[Tensor, Tensor] | 
     beside = (float("nan"), float("nan"))
     if truth is not None and updates.protocol.local_steps == 1:
         beside = _beside(payload, updates, *truth)
-    head = sent.get(f"{last_linear(payload.model)}.weight")
+    head = sent.get(f"{last_linear(payload)}.weight")
     levels = len(largest.abs().unique())
     sparse = head is not None and not bits and _sparse(head)
     return Marks(norm, clipped, noise, low, high, why, share, zeros, sparse, precision, levels, bits, *beside)
@@ -179,7 +179,7 @@ def verdict_on(defence: Defence, marks: Marks, updates: Updates) -> str:
 
 def _noise(payload: Payload, sent: Mapping[str, Tensor]) -> tuple[float, float, float, str]:
     """Standard deviation of noise with its interval, and why it cannot be told."""
-    unknown, layer = (float("nan"),) * 3, last_linear(payload.model)
+    unknown, layer = (float("nan"),) * 3, last_linear(payload)
     head = sent.get(f"{layer}.weight")
     if head is None or head.shape[1] < 8:
         return *unknown, "the last layer has too few inputs, or was not sent"
