@@ -122,7 +122,9 @@ def test_every_imported_package_is_declared():
     for extra, code in places:
         for package in set(imported_packages(code)) - set(sys.stdlib_module_names) - own - {"leaklearn"}:
             known = {name.lower() for name in names.get(package, [package])}
-            allowed = declared[""] | (set().union(*declared.values()) if extra in ("test", "bench") else declared[extra])
+            allowed = declared[""] | (
+                set().union(*declared.values()) if extra in ("test", "bench") else declared[extra]
+            )
             assert known & allowed, f"{package} is imported, but not declared in pyproject.toml"
 
 
