@@ -104,11 +104,10 @@ def imported_packages(code):
 
 
 def test_every_imported_package_is_declared():
-    project = tomllib.loads((REPOSITORY.root / "pyproject.toml").read_text())["project"]
-    declared = {
-        part: {re.match(r"[\w.-]+", line)[0].lower() for line in lines}
-        for part, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items()
-    }
+    file = tomllib.loads((REPOSITORY.root / "pyproject.toml").read_text())
+    parts = {"": file["project"]["dependencies"], **file["project"]["optional-dependencies"]}
+    parts["build"] = file["build-system"]["requires"]
+    declared = {part: {re.match(r"[\w.-]+", line)[0].lower() for line in lines} for part, lines in parts.items()}
     optional = dict.fromkeys(("federated/flower", "auditing/flower.py", "auditing/app.py"), "flower")
     places = []
     for file in MODULES:
