@@ -1,5 +1,6 @@
 """`ll.audit_update`: what one update of a loop of one's own gives away, and which defence its numbers show."""
 
+import copy
 from html import escape
 
 import pytest
@@ -191,3 +192,17 @@ def test_states_that_do_not_fit_are_named(honest, change, message):
     given = {"before": state, "after": state, "protocol": ll.FedAvg(2, 1, 0.1), "shape": (1, 28, 28), **change}
     with pytest.raises(ValueError, match=message):
         ll.audit_update(honest, given.pop("before"), given.pop("after"), **given)
+
+
+def test_a_client_may_leave_out_what_is_frozen(digits, honest):
+    images, labels = digits[0][:2].float() / 255, torch.tensor([3, 7])
+    model = copy.deepcopy(honest)
+    model[0].requires_grad_(False)
+    loss = F.cross_entropy(model(images), labels)
+    sent = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    gradient = dict(zip(sent, torch.autograd.grad(loss, list(sent.values())), strict=True))
+    about = {"shape": (1, 28, 28), "seconds": 2.0, "progress": False}
+    found = ll.audit_update(model, model.state_dict(), gradient, protocol=ll.FedSGD(2), **about)
+    assert found.counts.nonzero().flatten().tolist() == [3, 7]
+    with pytest.raises(ValueError, match=r"after lacks '0\.weight'"):
+        ll.audit_update(honest, model.state_dict(), gradient, protocol=ll.FedSGD(2), **about)

@@ -192,7 +192,7 @@ def _update(
     if strange:
         raise ValueError(f"after has {', '.join(strange[:3])}, which the model has not; is it of another model?")
     sent = {}
-    for name, value in payload.parameters.items():
+    for name, value in payload.trained.items():  # a client may leave out what is frozen
         mine = name.removeprefix("model.")
         if mine not in after:
             raise ValueError(f"after lacks {mine!r}; it has {', '.join(list(after)[:3])} ...")
