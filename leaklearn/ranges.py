@@ -16,7 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 INTERVALS = {
     "[0, inf)": """client newcomers partly_rounds iterations gi_iterations deep_iterations label_epochs deep_epochs
         gi_epochs 09.epochs width widths deep_widths training_width gi_images cutout noise_multipliers
-        client_noise_multipliers fairness""",
+        client_noise_multipliers fairness seconds update_seconds noise""",
     "[1, 1024]": "threads",
     "[0, 4294967295]": "seed seeds",  # NumPy's generators take no more
     "[1, inf)": """clients images_per_client clients_per_round rounds local_steps epochs batch_size batch_sizes ratio
@@ -25,7 +25,7 @@ INTERVALS = {
         our_clients crowds crowd_images rounds_clients pool sampled_batches reweighted_batches soliton_batches
         spear_width gi_batch_size gi_batch_sizes steps_attacked epochs_attacked gi_steps 04.gi_epochs trained_after
         labels_per_class leaked_images scratch_steps tuning_steps images_per_class groups good_per_class added_per_class
-        ladder 08.gi_iterations training_clients training_steps comatch_steps shards attacked batch_factors""",
+        ladder update_images 08.gi_iterations training_clients training_steps comatch_steps shards attacked batch_factors""",
     "(-inf, inf)": "shifts",
     "(0, inf)": """lr lrs clipped_lr learning_rate training_lr tuning_rates training_scale feature_scales fc_factor
         fc_factors our_factors rounds_factors new_factors crowd_factor peeled_factors alphas clip clip_norms
@@ -46,7 +46,7 @@ _LINEAR = """trap_weights trap_weights_split qbi_published qbi_normal qbi_quanti
     adaptive split_bins peeled_bins peeled_bins_unsplit peeled_loki peeled_honest soliton_free soliton_data spear
     spear_reweighted"""
 CHOICES = {
-    "mnist5k mnist fashion_mnist cifar10 tinyimagenet": "dataset datasets",
+    "mnist5k photos mnist fashion_mnist cifar10 tinyimagenet": "dataset datasets",
     _NETWORKS: """model learner lll_model label_models networks cost_networks exact_networks deep_network width_network
         gi_network""",
     _INVERSION: "01.attacks cost_attacks gi_attack",
@@ -56,6 +56,7 @@ CHOICES = {
     "relu gelu sigmoid leaky_relu": "activation",
     "batch group none": "norms",
     "auto off bf16 fp16": "precision",
+    "fedsgd fedavg fedsgd+secagg fedavg+secagg": "protocols",
 }
 """Names of texts by the values that they may have."""
 
