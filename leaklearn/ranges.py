@@ -25,7 +25,8 @@ INTERVALS = {
         our_clients crowds crowd_images rounds_clients pool sampled_batches reweighted_batches soliton_batches
         spear_width gi_batch_size gi_batch_sizes steps_attacked epochs_attacked gi_steps 04.gi_epochs trained_after
         labels_per_class leaked_images scratch_steps tuning_steps images_per_class groups good_per_class added_per_class
-        ladder update_images 08.gi_iterations training_clients training_steps comatch_steps shards attacked batch_factors""",
+        ladder 08.gi_iterations training_clients training_steps comatch_steps shards attacked batch_factors
+        update_images""",
     "(-inf, inf)": "shifts",
     "(0, inf)": """lr lrs clipped_lr learning_rate training_lr tuning_rates training_scale feature_scales fc_factor
         fc_factors our_factors rounds_factors new_factors crowd_factor peeled_factors alphas clip clip_norms
