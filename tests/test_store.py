@@ -206,7 +206,8 @@ def test_other_settings_tensors_or_versions_have_other_names(kept, monkeypatch):
     ("edited", "lost"),
     [
         ("data/augment.py", [ll.train]),
-        ("federated/local.py", [ll.federate]),
+        ("federated/server.py", [ll.federate]),
+        ("federated/local.py", [ll.federate, GradientInversion]),  # both run the model by `in_mode`
         ("attacks/inversion/engine.py", [GradientInversion]),
         ("experiments/shards.py", []),
         ("report/run.py", []),
