@@ -45,6 +45,14 @@ def photos(tmp_path):
     return tmp_path
 
 
+def test_a_picture_that_is_a_bomb_is_named(photos, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert main(["audit", "--model", f"{photos}/net.py:Net", "--data", f"{photos}/photos"]) == 2
+    told = capsys.readouterr().err
+    assert ".png cannot be read as an image: Image size" in told
+    assert told.count("\n") == 1
+
+
 def test_the_command_writes_the_page(photos, capsys):
     given = ["--model", f"{photos}/net.py:Net", "--data", f"{photos}/photos", "--size", "12", "--batch-size", "6"]
     assert main(["audit", *given, "--clients", "2", "--seconds", "0.1", "--out", f"{photos}/out.html"]) == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from leaklearn.auditing.found import Audit
@@ -139,5 +139,5 @@ def _picture(file: Path, size: tuple[int, int]) -> Image.Image:
     try:
         with Image.open(file) as picture:
             return picture.convert("L" if picture.mode in ("1", "L") else "RGB").resize(size)
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all ways of Pillow
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
