@@ -111,7 +111,7 @@ def test_findings_open_the_page(project):
     write_json(folder / "provenance.json", {name: value for name, value in made.items() if name != "files"})
     text = render("laptop", project)
     assert text.index('id="findings"') < text.index('id="claims"')
-    sentence = "A malicious layer reads 78% of all clients' images in one round"
+    sentence = "A malicious layer reads 78 % of all clients' images in one round"
     assert html.unescape(text).count(sentence) == 2  # once on top, once in its own section
     assert '<a href="#00_shown">Notebook 00</a>' in text
 

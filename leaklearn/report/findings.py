@@ -71,8 +71,9 @@ def _overview(found: Results) -> str:
     leaked, peeled = found.metrics["leak_rate"], found.metrics["peeled_rate"]
     learned, clean = found.metrics["accuracy_leak"], found.metrics["accuracy_clean"]
     return (
-        f"A malicious layer reads {leaked:.0%} of all clients' images in one round; one of ours, with a quarter of the "
-        f"neurons, {peeled:.0%}. A model trained on them reaches {learned:.1%}, on clean images {clean:.1%}."
+        f"A malicious layer reads {100 * leaked:.0f} % of all clients' images in one round; one of ours, with a quarter "
+        f"of the neurons, {100 * peeled:.0f} % of one client's. A model trained on the former reaches "
+        f"{100 * learned:.1f} %, on clean images {100 * clean:.1f} %."
     )
 
 
@@ -124,7 +125,7 @@ def _few_labels(found: Results) -> str:
     best = learned[learned["labels_per_class"] == few].groupby("method")["accuracy"].mean().idxmax()
     told = partial(mean, table, "accuracy", 1)
     return (
-        f"With {few} labels for each class a leak trains a model to {told(method=best, labels_per_class=few)} % "
+        f"With {few:g} labels for each class a leak trains a model to {told(method=best, labels_per_class=few)} % "
         f"({label(best)}); with all labels {told(method='all_labels')} %."
     )
 
