@@ -71,8 +71,8 @@ def _overview(found: Results) -> str:
     leaked, peeled = found.metrics["leak_rate"], found.metrics["peeled_rate"]
     learned, clean = found.metrics["accuracy_leak"], found.metrics["accuracy_clean"]
     return (
-        f"A malicious layer reads {100 * leaked:.0f} % of all clients' images in one round; one of ours, with a quarter "
-        f"of the neurons, {100 * peeled:.0f} % of one client's. A model trained on the former reaches "
+        f"A malicious layer reads {100 * leaked:.0f} % of all clients' images in one round; one of ours, with a "
+        f"quarter of the neurons, {100 * peeled:.0f} % of one client's. A model trained on the former reaches "
         f"{100 * learned:.1f} %, on clean images {100 * clean:.1f} %."
     )
 
