@@ -120,7 +120,7 @@ class Peeling:
         slack = 0.0 if self.grid else MISSES * noise + LEAST_MISS
         good &= (images.amin(1) >= -slack) & (images.amax(1) <= LEVELS + slack)
         good &= self._in_bin(images, neurons)
-        neurons, images, miss = neurons[good], images[good], miss[good]
+        neurons, images, miss = neurons[good], images[good].clamp(0, LEVELS), miss[good]
         if self.judge is not None and len(neurons):
             self.judged += len(neurons)
             sure = self.judge(images / LEVELS, self.bias[neurons])
