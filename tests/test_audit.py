@@ -17,6 +17,7 @@ from leaklearn.auditing import figures
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.page import page
+from leaklearn.auditing.words import NOT_TESTED, next_steps
 from leaklearn.federated import Dither
 
 
@@ -162,6 +163,14 @@ def test_the_page_stands_alone(found, tmp_path):
     bare = found._repr_html_()
     assert "<style" not in bare
     assert found.verdict in BeautifulSoup(bare, "html.parser").text
+
+
+def test_a_test_that_was_not_done_counts_as_no_warning(found):
+    assert any("the tests warn of" in text for text in next_steps(found))
+    untested = replace(found, attacks=found.attacks.assign(refused=NOT_TESTED))
+    said = " ".join(next_steps(untested))
+    assert "too few for the tests" in said
+    assert "the tests warn of" not in said
 
 
 def test_every_line_of_the_tables_tells_what_it_leaves_open(found):

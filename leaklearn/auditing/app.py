@@ -122,9 +122,10 @@ class AppRun:
             )
         images, labels = watched.unique()
         watched.different.clear()  # from here on, the 8-bit images will do
-        for name, values, plain in (("std", self._std, 1.0), ("mean", self._mean, 0.0)):
-            given = torch.tensor(values if values is not None else [plain] * images.shape[1]).view(1, -1, 1, 1)
-            images = images * given if name == "std" else images + given
+        if self._std is not None:
+            images = images * torch.tensor(self._std).view(1, -1, 1, 1)
+        if self._mean is not None:
+            images = images + torch.tensor(self._mean).view(1, -1, 1, 1)
         if not (images.min() >= -1e-3 and images.max() <= 1 + 1e-3):
             raise ValueError(
                 f"the app's images span {float(images.min()):.3g} to {float(images.max()):.3g}: give what it takes off "

@@ -25,12 +25,11 @@ from leaklearn.attacks.linear.own_layer import OwnLayer, find_layer, inputs
 from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.app import AppRun
 from leaklearn.auditing.found import COLUMNS, Audit
-from leaklearn.auditing.run import INSPECTED, INVERTED, ITERATIONS, SHOWN
+from leaklearn.auditing.run import INVERTED, SHOWN, iterations_in, refused_by
 from leaklearn.auditing.words import leaves, share_of
 from leaklearn.evaluation import label_accuracy, psnr, quality, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.federated import Payload
-from leaklearn.federated.detection import inspect
 from leaklearn.report.names import label
 
 SAME_FEATURES = 0.05
@@ -170,7 +169,7 @@ class _Work:
         order = (found < 0).long().argsort(stable=True)[:SHOWN]
         made = [leak.images[k] if k >= 0 else torch.full_like(truth[0], 0.5) for k in found[order].tolist()]
         self.pictures[attack.name] = self.app.images[first].float()[order], torch.stack(made)
-        about = {"refused": self._refused(payload), "limit": leaves(attack.name)}
+        about = {"refused": refused_by(self.app.images[self.app.attacked[0]], payload), "limit": leaves(attack.name)}
         yield {**row, **about, "seconds": perf_counter() - begin}
 
     def first_layer(self) -> Iterator[dict[str, Any]]:
@@ -209,7 +208,10 @@ class _Work:
             row |= share_of(sum(each.leaked for each in found), sum(each.attacked for each in found))
             right = torch.cat(leaks)
             row |= {"psnr": float(leaked.median()), "labels": float(right.mean()) if len(right) else nan}
-            about = {"refused": self._refused(payload), "limit": leaves(attack.name)}
+            about = {
+                "refused": refused_by(self.app.images[self.app.attacked[0]], payload),
+                "limit": leaves(attack.name),
+            }
             yield {**row, **about, "seconds": perf_counter() - begin}
 
     def inversion(self, seconds: float) -> Iterator[dict[str, Any]]:
@@ -235,8 +237,8 @@ class _Work:
         updates = self.app.honest.updates(self.app.own, protocol, nodes=same, lr=one.lr if gradient else None)
         try:
             attack.replace(iterations=3).invert(payload, updates, seed=self.app.seed)
-            each = max((perf_counter() - begin) / 3, 1e-6)
-            iterations = int(min(ITERATIONS[1], max(ITERATIONS[0], seconds / each)))
+            each = (perf_counter() - begin) / 3
+            iterations = iterations_in(seconds, each)
             self._tell(f"gradient inversion, {iterations} iterations of {each:.2g} s ...")
             leak = attack.replace(iterations=iterations).invert(payload, updates, seed=self.app.seed).leak
         except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -287,13 +289,6 @@ class _Work:
             f"{len(right)} nodes; a guess, all classes alike, has {100 * guess:.1f} %."
         )
         return read, guess
-
-    def _refused(self, payload: Payload) -> str:
-        """Names of the tests that would warn the first node."""
-        mine = self.app.images[self.app.attacked[0]][:INSPECTED]
-        if len(mine) < 2:
-            return "not tested: one image"
-        return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
 
     def _tell(self, text: str) -> None:
         if self.progress:

@@ -17,7 +17,7 @@ from leaklearn.auditing.off_grid import OffGridImages
 from leaklearn.auditing.seen import seen_pixels, unseen_in_words
 from leaklearn.data.images import DataInfo, ImageSet
 from leaklearn.federated import Payload
-from leaklearn.federated.local import NORM, is_random
+from leaklearn.federated.local import NORM, hooked, is_random
 from leaklearn.models import Normalise
 
 MOST_IMAGES = 2048
@@ -78,14 +78,11 @@ class OwnModel(nn.Module):
         self.normalise = Normalise(**given)
         self.told = _frozen(model)
         run: list[tuple[str, Tensor]] = []
-        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        handles = [
-            module.register_forward_hook(lambda _m, _i, out, name=name: run.append((name, out)))
-            for name, module in linear.items()
-        ]
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        hooks = {name: lambda _m, _i, out, name=name: run.append((name, out)) for name in linear}
         before = model.training
         try:
-            with torch.no_grad():
+            with torch.no_grad(), hooked(model, hooks):
                 scores = self.eval()(images)
         except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
@@ -93,14 +90,12 @@ class OwnModel(nn.Module):
             ) from error
         finally:
             self.train(before)
-            for handle in handles:
-                handle.remove()
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(images):
             what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ValueError(f"{type(model).__name__} gives {what}; class scores (N, classes) are needed")
         last = [name for name, out in run if out.shape == scores.shape and bool((out == scores).all())]
         if not last:
-            raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {list(linear)}")
+            raise ValueError(f"{type(model).__name__} has no linear layer whose output are the scores: {linear}")
         self.head_name, self.classes = last[-1], scores.shape[1]
         self.told += [] if self.head.weight.any() else [ZERO_HEAD]
         if is_random(Payload.of(self), images[:1]):

@@ -204,7 +204,7 @@ def _labels(row: dict) -> str:
 
 
 def _refused(row: dict) -> str:
-    if row["refused"].startswith("not tested"):
+    if row["refused"] == words.NOT_TESTED:
         return row["refused"]
     named = ", ".join(test.replace("_", " ") for test in row["refused"].split())
     return f"warn: {named}" if named else "none warns"

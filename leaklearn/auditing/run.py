@@ -21,7 +21,7 @@ from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.seen import quality_where_seen
-from leaklearn.auditing.words import UNLABELLED, leaves, leaves_defended, setting, share_of
+from leaklearn.auditing.words import NOT_TESTED, UNLABELLED, leaves, leaves_defended, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
@@ -245,8 +245,7 @@ class _Work:
         try:
             short = self.exchange(attack.replace(iterations=3))
             each = short.seconds / 3
-            least, most = ITERATIONS
-            iterations = int(min(most, max(least, (seconds - (perf_counter() - begin)) / max(each, 1e-6))))
+            iterations = iterations_in(seconds - (perf_counter() - begin), each)
             self._tell(f"gradient inversion, {iterations} iterations of {each:.2g} s ...")
             found = self.exchange(attack.replace(iterations=iterations))
         except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -314,12 +313,8 @@ class _Work:
 
     def _refused(self, attack: Any, payload: Payload) -> str:
         """Names of the tests that would warn the first client of this attack, whatever its defence."""
-        mine = self.group[0].data[:INSPECTED]
-        if len(mine) < 2:
-            return "not tested: one image"
         if attack not in self.refused:
-            found = inspect(payload, mine.float(), mine.labels)
-            self.refused[attack] = " ".join(sorted({mark.test for mark in found.warnings}))
+            self.refused[attack] = refused_by(self.group[0].data, payload)
         return self.refused[attack]
 
     def _show(self, name: str, found: Exchange, pairs: pd.DataFrame | None = None) -> None:
@@ -334,3 +329,17 @@ class _Work:
     def _tell(self, text: str) -> None:
         if self.progress:
             tqdm.write(text)
+
+
+def refused_by(images: ImageSet, payload: Payload) -> str:
+    """Names of the tests that would warn a client of a model, looked at on some of its images."""
+    mine = images[:INSPECTED]
+    if len(mine) < 2:
+        return NOT_TESTED
+    return " ".join(sorted({mark.test for mark in inspect(payload, mine.float(), mine.labels).warnings}))
+
+
+def iterations_in(seconds: float, each: float) -> int:
+    """Iterations of gradient inversion that a time allows, of so many seconds each; within `ITERATIONS`."""
+    least, most = ITERATIONS
+    return int(min(most, max(least, seconds / max(each, 1e-6))))

@@ -17,7 +17,7 @@ from leaklearn.attacks.inversion.check import Check
 from leaklearn.attacks.labels import restore_labels
 from leaklearn.auditing.inputs import OwnModel, image_set, read_state, with_state
 from leaklearn.auditing.marks import Marks, marks_of, verdict_on
-from leaklearn.auditing.run import ITERATIONS
+from leaklearn.auditing.run import iterations_in
 from leaklearn.auditing.seen import quality_where_seen
 from leaklearn.evaluation import Truth
 from leaklearn.federated import Defence, FedSGD, Payload, Updates
@@ -165,8 +165,7 @@ def audit_update(
     begin = perf_counter()
     attack.replace(iterations=3).invert(payload, updates, given, seed=seed)
     each = (perf_counter() - begin) / 3
-    least, most = ITERATIONS
-    iterations = int(min(most, max(least, seconds / max(each, 1e-6))))
+    iterations = iterations_in(seconds, each)
     inverted = attack.replace(iterations=iterations).invert(payload, updates, given, seed=seed, progress=progress)
     said.append(
         f"Gradient inversion had {iterations} iterations; with more time, or a stronger prior, more may be read."

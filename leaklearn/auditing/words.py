@@ -36,6 +36,8 @@ UNLABELLED = (
     "count as wrong"
 )
 """What is said of images whose labels could not be read, by how many."""
+NOT_TESTED = "not tested: one image"
+"""What stands in the place of a client's tests where they had too few images."""
 HELPS = 0.5
 """Share of the undefended leak that a defence leaves at most, to be named among what helped."""
 
@@ -92,7 +94,8 @@ def next_steps(found: Audit) -> Iterator[str]:
     """What whoever runs the federation can do now, the most useful first; a sentence or two each."""
     changed = found.attacks[found.attacks["changes"] != "nothing"]
     honest = found.attacks[found.attacks["changes"] == "nothing"]
-    warned = changed["refused"].str.len() > 0
+    tested = changed[changed["refused"] != NOT_TESTED]
+    warned = int((tested["refused"] != "").sum())
     yield (
         "Treat updates as you treat the images themselves: who may read them, how long they are kept, how they are "
         "sent. They can be turned into images, as above."
@@ -101,10 +104,11 @@ def next_steps(found: Audit) -> Iterator[str]:
         "was found here is no proof."
     )
     if len(changed) and changed["leak_rate"].max() > 0:
+        told = f"the tests warn of {warned} of the {len(tested)} changed models that were tried"
+        told = told if len(tested) else "here a client has one image, too few for the tests"
         yield (
-            f"Let clients test every model before they train it: the tests warn of {int(warned.sum())} of the "
-            f"{len(changed)} changed models that were tried (`leaklearn.federated.detection.inspect`). Other changes "
-            "may pass; fix the architecture in the clients' code as well."
+            f"Let clients test every model before they train it: {told} (`leaklearn.federated.detection.inspect`). "
+            "Other changes may pass; fix the architecture in the clients' code as well."
         )
     yield from _defences(found)
     if len(honest) and honest["leak_rate"].max() > 0:

@@ -58,11 +58,12 @@ def update(preset: str = "laptop", paths: Paths = PROJECT) -> Results:
 def pages(results: Results, paths: Paths = PROJECT) -> dict[str, str]:
     """README.md and docs/results.md with what is written in them, from `results` and the paper preset's."""
     readme = (paths.root / "README.md").read_text(encoding="utf-8")
-    readme = replaced(readme, "findings", findings(results, paths))
+    papers = {name: _result(name, PAPER, paths) for name in results}
+    readme = replaced(readme, "findings", findings(results, papers))
     details = (paths.root / "docs" / "results.md").read_text(encoding="utf-8")
     return {
-        "README.md": replaced(readme, "table", table(results, paths)),
-        "docs/results.md": replaced(details, "table", details_table(results, paths)),
+        "README.md": replaced(readme, "table", table(results, papers, paths)),
+        "docs/results.md": replaced(details, "table", details_table(results, papers, paths)),
     }
 
 
@@ -80,40 +81,40 @@ def _result(name: str, preset: str, paths: Paths) -> dict[str, object]:
     return {"minutes": max(0.1, round(ran["seconds"] / 60, 1)), "headline": ran["headline"], **about}
 
 
-def _told(name: str, results: Results, paths: Paths) -> tuple[str, str]:
+def _told(name: str, results: Results, papers: Results) -> tuple[str, str]:
     """The finding of a notebook and its data set: the paper preset's where there is one; else a dash."""
-    for each in (_result(name, PAPER, paths), results[name]):
+    for each in (papers[name], results[name]):
         if each.get("finding"):
             return str(each["finding"]), str(each["dataset"])
     return "–", "–"
 
 
-def findings(results: Results, paths: Paths = PROJECT) -> str:
-    """The findings that open README, as a Markdown list."""
+def findings(results: Results, papers: Results) -> str:
+    """The findings that open README, as a Markdown list; `papers` are the paper preset's results, as far as it ran."""
     names = [name for first in FIRST for name in results if name.startswith(first)]
-    told = [_told(name, results, paths) for name in names]
+    told = [_told(name, results, papers) for name in names]
     return "\n".join(
         f"- {text} ({where}, notebook {name[:2]})" for name, (text, where) in zip(names, told, strict=True)
     )
 
 
-def table(results: Results, paths: Paths = PROJECT) -> str:
+def table(results: Results, papers: Results, paths: Paths = PROJECT) -> str:
     """README's Markdown table, a row a notebook, with the verdicts above it."""
-    lines = [*_verdicts(results, paths), "| notebook | found | data | minutes |", "|---" * 4 + "|"]
+    lines = [*_verdicts(results, papers), "| notebook | found | data | minutes |", "|---" * 4 + "|"]
     for name in _sections(results):
         link = f"[{name[:2]}: {question(name, paths)}](notebooks/{name}.ipynb)"
-        cells = (link, *_told(name, results, paths), ceil(results[name]["minutes"]))
+        cells = (link, *_told(name, results, papers), ceil(results[name]["minutes"]))
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def details_table(results: Results, paths: Paths = PROJECT) -> str:
+def details_table(results: Results, papers: Results, paths: Paths = PROJECT) -> str:
     """The Markdown sections of docs/results.md: each notebook's figure of the paper and headlines of both presets."""
     lines = []
     for name in _sections(results):
-        mine, papers = results[name], _result(name, PAPER, paths).get("headline")
+        mine = results[name]
         lines += [f"## [{name[:2]}: {question(name, paths)}](../notebooks/{name}.ipynb)", ""]
-        told = {"The paper (CIFAR-10)": papers_figures(name), "Preset paper": papers}
+        told = {"The paper (CIFAR-10)": papers_figures(name), "Preset paper": papers[name].get("headline")}
         told[f"Preset {mine['preset']}, {mine['minutes']:g} minutes"] = mine["headline"]
         lines += [line for what, text in told.items() if text for line in (f"**{what}:** {text}", "")]
     return "\n".join(lines).rstrip()
@@ -123,9 +124,9 @@ def _sections(results: Results) -> list[str]:
     return [name for name in results if name != VERDICTS]
 
 
-def _verdicts(results: Results, paths: Paths) -> list[str]:
+def _verdicts(results: Results, papers: Results) -> list[str]:
     """What of the paper holds, on its own data sets first."""
-    told = {"On the paper's data sets": _result(VERDICTS, PAPER, paths)}
+    told = {"On the paper's data sets": papers.get(VERDICTS, {})}
     told["On digits"] = results.get(VERDICTS, {})
     return [line for name, each in told.items() if each for line in (f"**{name}:** {each['headline']}.", "")]
 
