@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from bs4 import BeautifulSoup
 from torch import nn
 
 import leaklearn as ll
@@ -327,7 +328,7 @@ def test_an_unmodified_app_is_audited(data, found):
 
 
 def test_nothing_is_called_safe(found):
-    text = str(found) + page(found)
+    text = str(found) + BeautifulSoup(page(found), "html.parser").body.text
     assert "safe" not in text.replace("not proved safe", "")
     assert any("sends weights only" in limit for limit in found.limits)
     assert any("Defences were not tried" in limit for limit in found.limits)

@@ -99,7 +99,7 @@ def next_steps(found: Audit) -> Iterator[str]:
     yield (
         "Treat updates as you treat the images themselves: who may read them, how long they are kept, how they are "
         "sent. They can be turned into images, as above."
-        if found.worst["leak_rate"] > 0
+        if found.attacks["leak_rate"].max() > 0
         else "Treat updates as you treat the images themselves, until somebody shows that you need not: that nothing "
         "was found here is no proof."
     )
