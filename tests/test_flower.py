@@ -1,6 +1,7 @@
 """Flower: an app run in this process, what its server sees and sends, what its clients refuse, and the audit of it."""
 
 import random
+import re
 
 import pytest
 import torch
@@ -329,7 +330,7 @@ def test_an_unmodified_app_is_audited(data, found):
 
 def test_nothing_is_called_safe(found):
     text = str(found) + BeautifulSoup(page(found), "html.parser").body.text
-    assert "safe" not in text.replace("not proved safe", "")
+    assert not re.search(r"\bsafe\b", text.replace("not proved safe", ""))  # `before.safetensors` is a file's name
     assert any("sends weights only" in limit for limit in found.limits)
     assert any("Defences were not tried" in limit for limit in found.limits)
 
