@@ -26,8 +26,9 @@ from leaklearn.attacks.linear.spear import first_layer
 from leaklearn.auditing.app import AppRun
 from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.run import INVERTED, SHOWN, iterations_in, refused_by
+from leaklearn.auditing.seen import quality_where_seen
 from leaklearn.auditing.words import leaves, share_of
-from leaklearn.evaluation import label_accuracy, psnr, quality, score, with_blanks
+from leaklearn.evaluation import label_accuracy, psnr, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.federated import Payload
 from leaklearn.report.names import label
@@ -246,8 +247,8 @@ class _Work:
             return
         parts = []
         for node in same:
-            part = quality(leak[leak.client == node], self.app.truth(node))
-            parts.append(with_blanks(part, self.app.truth(node), self.app.public))
+            part, truth = leak[leak.client == node], self.app.truth(node)
+            parts.append(quality_where_seen(part, truth, self.app.public, self.app.own.seen))
         pairs = pd.concat(parts)
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row = {"attack": "gradient_inversion", "changes": "nothing", "labels": nan, "refused": ""}
