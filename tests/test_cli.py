@@ -66,7 +66,7 @@ def test_list_shows_parameters_with_the_presets_values_and_runs_nothing(paths, c
 
 
 def test_a_failure_is_named_in_one_line_and_the_report_comes_last(paths, capsys, monkeypatch):
-    def execute(job, preset, paths, on_cell, stopping):
+    def execute(job, preset, paths, copies, on_cell, stop):
         on_cell(job.notebook, 1)
         return Outcome(job.notebook, "ValueError: no" if job.notebook == "01_second" else "", 1.0, 100.0)
 

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import time
 from dataclasses import replace
+from threading import Event
 
 import pandas as pd
 import pytest
@@ -62,6 +64,24 @@ def test_slices_end_with_the_whole(project):
     third, _ = reproduce("laptop", assignments=["steps=4"], paths=project, slice_seconds=100)
     assert [outcome.error for outcome in third] == ["", "", ""]
     assert pd.read_csv(project.results("laptop", "00_quick") / "numbers.csv")["steps"].item() == 4
+
+
+def test_a_client_that_outlives_the_slice_leaves_no_copy(project, monkeypatch):
+    left, ended = [], Event()
+
+    def slow(notebook, copy, *args, **kwargs):  # papermill notices a dead kernel late, and then writes its copy
+        time.sleep(1)
+        try:
+            copy.write_text("{}")
+        finally:
+            left.extend(path.name for path in (project.outputs / "laptop").iterdir())
+            ended.set()
+
+    monkeypatch.setattr("leaklearn.runner.reproduce.papermill.execute_notebook", slow)
+    outcomes, _ = reproduce("laptop", only=["01"], paths=project, slice_seconds=0.1)
+    assert [outcome.error for outcome in outcomes] == [TIME_IS_UP]
+    assert ended.wait(10)
+    assert left == ["report.html"]
 
 
 def test_the_command_says_that_there_is_more(project, capsys):

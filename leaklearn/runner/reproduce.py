@@ -30,7 +30,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
-from leaklearn.files import Paths, read_json
+from leaklearn.files import Paths, read_json, write_bytes
 from leaklearn.project import PROJECT
 from leaklearn.report import html
 from leaklearn.report.results import damage
@@ -133,10 +133,12 @@ def reproduce(
         on_cell(notebook, cell)
 
     pool = ThreadPoolExecutor(at_once)
-    with storing, doing, this_python_as_kernel(), _never_lost() as raise_lost_signal:
+    # Once this folder is gone, a kernel's client that outlives the run by a second can leave no copy anywhere.
+    executed = TemporaryDirectory(prefix="leaklearn-", ignore_cleanup_errors=True)
+    with storing, doing, this_python_as_kernel(), executed as copies, _never_lost() as raise_lost_signal:
         try:
             for wave in waves:
-                running = {pool.submit(execute, job, preset, paths, tell_cell, stop) for job in wave}
+                running = {pool.submit(execute, job, preset, paths, Path(copies), tell_cell, stop) for job in wave}
                 while running:
                     done, running = wait(running, LISTENING, FIRST_COMPLETED)
                     raise_lost_signal()
@@ -151,7 +153,7 @@ def reproduce(
                 stop.kernels()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for job in left:
-                    _clear(paths.outputs / preset, job)
+                    clear(paths.results(preset, job.notebook))
             if not isinstance(error, TimeoutError):
                 raise
     pool.shutdown(wait=False)
@@ -247,26 +249,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _clear(folder: Path, job: Job) -> None:
-    """Remove what an interrupted notebook leaves, whose kernel is dead."""
-    clear(folder / job.notebook)
-    _copy(folder, job).unlink(missing_ok=True)
-
-
-def _copy(folder: Path, job: Job) -> Path:
-    """The executed copy, while it is written."""
-    return folder / f".{job.notebook}.{os.getpid()}.ipynb"
-
-
-def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stop: Stop) -> Outcome:
+def execute(job: Job, preset: str, paths: Paths, copies: Path, on_cell: OnCell, stop: Stop) -> Outcome:
     """Run one notebook and file its executed copy; whatever goes wrong in it is in the outcome, not raised.
 
-    Once the run is stopped, what its kernel leaves is removed.
+    The copy is written in `copies`. Once the run is stopped, what the notebook's kernel leaves is removed.
     """
-    folder, results = paths.outputs / preset, paths.results(preset, job.notebook)
-    folder.mkdir(parents=True, exist_ok=True)
+    results = paths.results(preset, job.notebook)
+    results.parent.mkdir(parents=True, exist_ok=True)
     clear(results)
-    copy = _copy(folder, job)
+    copy = copies / f"{job.notebook}.ipynb"
     error, begun = "", time.perf_counter()
 
     def on_start(cell: object, cell_index: int) -> None:
@@ -289,14 +280,13 @@ def execute(job: Job, preset: str, paths: Paths, on_cell: OnCell, stop: Stop) ->
     except PapermillExecutionError as failure:
         error = _one_line(f"{failure.ename}: {failure.evalue}")
     except OSError as failure:  # the copy cannot be written, as on a full disk
-        error = _one_line(f"{failure.strerror or failure}: {failure.filename or folder}")
+        error = _one_line(f"{failure.strerror or failure}: {failure.filename or copy}")
     except Exception as failure:  # a dead kernel, a damaged file: the other notebooks are still worth running
         error = _one_line(f"{type(failure).__name__}: {failure}")
     clear(results)  # what the notebook had collected when it failed
     if stop.is_set():
-        _clear(folder, job)
         return Outcome(job.notebook, "interrupted", time.perf_counter() - begun, nan)
-    _file_copy(copy, results, failed=bool(error))
+    error = _file_copy(copy, results, error)
     peak = nan if error else recorded(job.notebook, preset, paths).get("peak_memory_mib") or nan
     return Outcome(job.notebook, error, time.perf_counter() - begun, peak)
 
@@ -319,18 +309,24 @@ def _outcome_before(job: Job, preset: str, paths: Paths) -> Outcome:
     return Outcome(job.notebook, "", made.get("seconds") or nan, made.get("peak_memory_mib") or nan, before=True)
 
 
-def _file_copy(copy: Path, results: Path, failed: bool) -> None:
-    """Put the executed copy beside the results it belongs to; one that a full disk has cut is removed."""
+def _file_copy(copy: Path, results: Path, error: str) -> str:
+    """Put the executed copy beside the results it belongs to, and tell how the notebook, or else this, went wrong.
+
+    A copy that a full disk has cut is left out.
+    """
     try:
         read_json(copy)
-    except ValueError:
-        copy.unlink()
-    if not copy.exists():
-        return
-    results.mkdir(exist_ok=True)
-    os.replace(copy, results / ("notebook.failed.ipynb" if failed else "notebook.ipynb"))
-    if not failed:
+        executed = copy.read_bytes()
+    except (ValueError, FileNotFoundError):
+        return error
+    try:
+        results.mkdir(exist_ok=True)
+        write_bytes(results / ("notebook.failed.ipynb" if error else "notebook.ipynb"), executed)
+    except OSError as failure:
+        return error or _one_line(f"{failure.strerror or failure}: {failure.filename or results}")
+    if not error:
         (results / "notebook.failed.ipynb").unlink(missing_ok=True)
+    return error
 
 
 def _one_line(message: str) -> str:
