@@ -28,7 +28,7 @@ WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser test-flower test-parameters lab bench refresh strip readme clean moved
+.PHONY: help reproduce test test-browser test-flower test-parameters lab bench site light refresh strip readme clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
@@ -66,6 +66,14 @@ bench: $(STAMP)  ## run the benchmarks (DEVICE=cuda: gradient inversion on a GPU
 	  echo "breaching, which gradient inversion is measured against, does not install (see $(LOG)): going on without"
 	@set -e; if [ -n "$(DEVICE)" ]; then echo benchmarks/inversion.py; $(BIN)/python benchmarks/inversion.py --device "$(DEVICE)"; else \
 	  for file in $$(grep -l __main__ benchmarks/*.py); do echo "$$file"; $(BIN)/python "$$file"; done; fi
+
+site: $(STAMP)  ## build the site from README, docs, docs/executed and docstrings: build/site/index.html
+	@{ $(BIN)/python -c 'import furo, latex2mathml, myst_nb, sphinx' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[site]' || \
+	  $(PIP) -e '.[site]'; } >>$(LOG) 2>&1 || { echo "make: the site's packages do not install: see $(LOG)" >&2; exit 1; }
+	@$(BIN)/python docs/site/build.py
+
+light: $(STAMP)  ## renew docs/executed, which the site shows, from the executed notebooks and reports in outputs/
+	@$(BIN)/python docs/site/light.py
 
 refresh: $(STAMP)  ## run the notebooks in place, then strip: renews the outputs that the tests compare
 	@$(BIN)/jupyter execute --inplace notebooks/*.ipynb
