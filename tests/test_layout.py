@@ -114,9 +114,12 @@ def test_every_imported_package_is_declared():
         extras = [extra for place, extra in optional.items() if file.relative_to(PACKAGE).as_posix().startswith(place)]
         places.append(("".join(extras), file.read_text(encoding="utf-8")))
     places += [("", parameters.code(file).replace("\n%", "\n#").removeprefix("%")) for file in NOTEBOOKS]
-    for folder, extra in (("tests", "test"), ("benchmarks", "bench")):
+    for folder, extra in (("tests", "test"), ("benchmarks", "bench"), ("docs/site", "site")):
         places += [(extra, file.read_text(encoding="utf-8")) for file in (REPOSITORY.root / folder).glob("*.py")]
-    own = {file.stem for folder in ("tests", "benchmarks") for file in (REPOSITORY.root / folder).glob("*.py")}
+    scripts = [
+        file for folder in ("tests", "benchmarks", "docs/site") for file in (REPOSITORY.root / folder).glob("*.py")
+    ]
+    own = {file.stem for file in scripts}
     names = packages_distributions()
     for extra, code in places:
         for package in set(imported_packages(code)) - set(sys.stdlib_module_names) - own - {"leaklearn"}:

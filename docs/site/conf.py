@@ -1,10 +1,10 @@
-"""Sphinx's settings for the site; build.py puts the sources together and starts it."""
+"""Sphinx's settings for the site; pages.py puts the sources together and starts it."""
 
 from pathlib import Path
 
-from build import NOT_HERE, as_written
 from docutils import nodes
 from latex2mathml.converter import convert
+from pages import NOT_HERE, as_written
 
 project = "leaklearn"
 author = "The leaklearn authors"

@@ -1,6 +1,6 @@
 """Build the site: README, docs, executed notebooks, reports and an API reference, as pages that need no server.
 
-    python docs/site/build.py    # to build/site
+    python docs/site/pages.py    # to build/site
 
 The sources are put together in `build/site-source` in the layout of the repository, so that the links between README,
 docs and notebooks lead where they lead on GitHub. Nothing is run: notebooks and the report of the preset laptop come
@@ -27,8 +27,8 @@ from sphinx.ext.autodoc.mock import mock
 
 from leaklearn import _ORIGIN as WHERE
 from leaklearn import __all__ as PUBLIC
-from leaklearn.files import Paths
 from leaklearn.files import REPOSITORY as HERE
+from leaklearn.files import Paths
 from leaklearn.report import html
 
 PAGES = {
@@ -153,7 +153,9 @@ def experiments() -> str:
         told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         rows[f"``{file.stem}``"] = " ".join(told.split("\n\n")[0].split())
     title = "leaklearn.experiments"
-    return "\n".join([title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", "", *table(rows)]) + "\n"
+    return (
+        "\n".join([title, "=" * len(title), "", f".. automodule:: {title}", "   :no-members:", "", *table(rows)]) + "\n"
+    )
 
 
 def settled(text: str, at: Path, there: Callable[[Path], bool], repository: str) -> str:
@@ -186,16 +188,28 @@ def settled(text: str, at: Path, there: Callable[[Path], bool], repository: str)
     return LINK.sub(settle, text)
 
 
-def told_of(notebook: nbformat.NotebookNode, name: str, repository: str) -> str:
-    """The line under a notebook's title: of which run it is, and where it can be run."""
+def sources(notebook: nbformat.NotebookNode) -> list[str]:
+    """What a notebook's cells say, without the parameters that a run puts in."""
+    return [cell.source for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+
+
+def told_of(notebook: nbformat.NotebookNode, name: str, repository: str, *, changed: bool, on_paper: bool) -> str:
+    """The line under a notebook's title: of which run it is, and where it can be run.
+
+    `changed`: the notebook is another one since; `on_paper`: there are results of the preset paper, in its report.
+    """
     ran = notebook.metadata.get("leaklearn")
     if ran:
         day = datetime.fromisoformat(ran["started"]).strftime("%d %B %Y").lstrip("0")
         minutes = f"{ran['seconds'] / 60:.0f} minutes" if ran["seconds"] >= 90 else f"{ran['seconds']:.0f} seconds"
         text = f"Executed with the preset <b>{ran['preset']}</b> on {day} in {minutes}: "
         text += f"leaklearn {ran['version']}, commit {ran['commit'][:7]}."
-        if ran["preset"] != PRESETS[0]:
-            text += f" With the preset {PRESETS[0]} it was not run yet, or its copy is not kept here."
+        if changed:
+            text += " The notebook has changed since."
+        if ran["preset"] != PRESETS[0] and on_paper:
+            text += f' Results on the paper\'s data sets: <a href="../outputs/paper/report.html#{name}">report</a>.'
+        elif ran["preset"] != PRESETS[0]:
+            text += " On the paper's data sets it was not run yet."
     else:
         text = "<b>Not run yet</b> with a preset that is shown here: most cells are without their outputs."
     if repository:
@@ -237,17 +251,20 @@ def assemble(source: Path, out: Path, repository: str = "", paths: Paths = HERE)
     for picture in pictures:
         put(source / picture, (paths.root / picture).read_bytes())
     for name in names:
-        light = executed / f"{name}.ipynb"
-        notebook = nbformat.read(light if light.is_file() else paths.notebook(name), as_version=4)
+        notebook = present = nbformat.read(paths.notebook(name), as_version=4)
+        if (executed / f"{name}.ipynb").is_file():
+            notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
+        changed = sources(notebook) != sources(present)
         if repository:
             put(out / "colab" / f"{name}.ipynb", nbformat.writes(for_colab(notebook, repository)))
+        on_paper = (paths.results("paper", name) / "provenance.json").is_file()
+        told = told_of(notebook, name, repository, changed=changed, on_paper=on_paper)
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = settled(cell.source, Path("notebooks"), has.__contains__, repository)
-        told = nbformat.v4.new_markdown_cell(told_of(notebook, name, repository), id="of-this-run")
         title, _, rest = notebook.cells[0].source.partition("\n")
-        begin = [nbformat.v4.new_markdown_cell(title, id="title"), told]
-        notebook.cells[:1] = [*begin, nbformat.v4.new_markdown_cell(rest.strip(), id="begin")]
+        begin = {"title": title, "of-this-run": told, "begin": rest.strip()}
+        notebook.cells[:1] = [nbformat.v4.new_markdown_cell(text, id=name) for name, text in begin.items()]
         put(source / "notebooks" / f"{name}.ipynb", nbformat.writes(notebook))
     put(source / "api" / "leaklearn.rst", first_page())
     put(source / "api" / "leaklearn.experiments.rst", experiments())
@@ -321,7 +338,17 @@ def build(folder: Path, repository: str = "") -> Path:
     for old in (source, out):
         shutil.rmtree(old, ignore_errors=True)
     assemble(source, out, repository)
-    told = ["-c", str(Path(__file__).parent), "-b", "html", "-q", "--keep-going", "-W", "-d", str(folder / "site-cache")]
+    told = [
+        "-c",
+        str(Path(__file__).parent),
+        "-b",
+        "html",
+        "-q",
+        "--keep-going",
+        "-W",
+        "-d",
+        str(folder / "site-cache"),
+    ]
     if build_main([*told, str(source), str(out)]):
         raise RuntimeError(f"the site has the faults above; what could be built of it is in {out}")
     return out
