@@ -70,7 +70,7 @@ bench: $(STAMP)  ## run the benchmarks (DEVICE=cuda: gradient inversion on a GPU
 site: $(STAMP)  ## build the site from README, docs, docs/executed and docstrings: build/site/index.html
 	@{ $(BIN)/python -c 'import furo, latex2mathml, myst_nb, sphinx' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[site]' || \
 	  $(PIP) -e '.[site]'; } >>$(LOG) 2>&1 || { echo "make: the site's packages do not install: see $(LOG)" >&2; exit 1; }
-	@$(BIN)/python docs/site/pages.py
+	@GITHUB_REPOSITORY="$(GITHUB_REPOSITORY)" $(BIN)/python docs/site/pages.py
 
 light: $(STAMP)  ## renew docs/executed, which the site shows, from the executed notebooks and reports in outputs/
 	@$(BIN)/python docs/site/light.py

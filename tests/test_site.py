@@ -168,6 +168,7 @@ def test_docstrings_become_what_they_mean():
     assert lines[:4] == [r"Clip to \|u\|, as `a | b` says.", "", "::", ""]
     assert lines[4:8] == ["    ll.audit(model)", "    more", "", "Then on."]
     assert lines[8:] == [":param x: a", "", "    b"]
+    assert maker.escaped("in -`a`..`b`, :math:`x` or ``c|d``") == r"in -`a`..\ `b`, :math:`x` or ``c|d``"
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ PAGES = {
 """Pages of the reference, in the order in which data flows, and the modules that each tells of."""
 NAVIGATION = {
     "Use it": {
-        "Tasks": "docs/howto",
+        "How to, by task": "docs/howto",
         "Commands and data": "docs/usage",
         "Audit": "docs/audit",
         "Flower": "docs/flower",
@@ -99,8 +99,14 @@ def as_written(lines: list[str]) -> None:
 
 
 def escaped(line: str) -> str:
-    """A line with its bars as they stand, where they are not within code."""
-    return "".join(part if part.startswith("`") else part.replace("|", r"\|") for part in re.split(r"(`[^`]*`)", line))
+    """A line whose bars stand for themselves, and whose code begins within a word too: ``-`x`..`y` ``."""
+    parts = re.split(r"(``.+?``|`[^`]+`)", line)
+    for at, part in enumerate(parts):
+        if not at % 2:
+            parts[at] = part.replace("|", r"\|")
+        elif re.search(r"[^\s(\[:/\"'-]$", parts[at - 1]):
+            parts[at] = rf"\ {part}"
+    return "".join(parts)
 
 
 def table(rows: dict[str, str]) -> list[str]:
@@ -221,7 +227,7 @@ def told_of(notebook: nbformat.NotebookNode, name: str, repository: str, *, chan
 
 
 def for_colab(notebook: nbformat.NotebookNode, repository: str) -> nbformat.NotebookNode:
-    """A notebook that begins by installing the package on Colab and going to a folder with its presets."""
+    """A notebook, with its own small defaults, that begins by installing the package and going to a folder of its own."""
     lines = [
         "# On Colab: install leaklearn (some minutes), and work in a folder with its notebooks and presets.",
         f'%pip install --quiet "git+https://github.com/{repository}"',
@@ -256,7 +262,7 @@ def assemble(source: Path, out: Path, repository: str = "", paths: Paths = HERE)
             notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
         changed = sources(notebook) != sources(present)
         if repository:
-            put(out / "colab" / f"{name}.ipynb", nbformat.writes(for_colab(notebook, repository)))
+            put(out / "colab" / f"{name}.ipynb", nbformat.writes(for_colab(present, repository)))
         on_paper = (paths.results("paper", name) / "provenance.json").is_file()
         told = told_of(notebook, name, repository, changed=changed, on_paper=on_paper)
         for cell in notebook.cells:
@@ -276,7 +282,10 @@ def assemble(source: Path, out: Path, repository: str = "", paths: Paths = HERE)
 def reports(executed: Path, out: Path, paths: Paths, names: list[str]) -> str:
     """Write the reports as they are, with the tables that git has, and return the page that leads to them."""
     text = ["# Reports", ""]
-    text += ["One page over all results of a preset: claims and verdicts, figures, tables, provenance.", ""]
+    text += [
+        "One page over all results of a preset: what was found, the paper's claims with a verdict and its reason, every"
+    ]
+    text += ["figure and table, and with which versions and on which machine it was run.", ""]
     for preset in PRESETS:
         light = executed / f"report_{preset}.html"
         if not light.is_file() and not any(paths.outputs.glob(f"{preset}/*/provenance.json")):
@@ -287,7 +296,7 @@ def reports(executed: Path, out: Path, paths: Paths, names: list[str]) -> str:
             for table in paths.outputs.glob("paper/*/*.csv"):
                 put(place / table.parent.name / table.name, table.read_bytes())
         put(place / "report.html", linked(report, place, names))
-        what = "the paper's data sets, as far as they were run" if preset == "paper" else "digits"
+        what = "CIFAR-10, MNIST and Tiny ImageNet, as far as they were run" if preset == "paper" else "5,000 digits"
         where = "" if light.is_file() else " Of its figures git has only one."
         link = f'<a href="outputs/{preset}/report.html">Report of the preset {preset}</a>'
         text += [f"- {link}: {what}.{where}"]
@@ -305,7 +314,7 @@ def linked(report: str, place: Path, names: list[str]) -> str:
 
     report = re.sub(r' <small>\(<a href="([\w.]+/[\w.]+\.pdf)">PDF</a>\)</small>', "", report)
     report = re.sub(r'<a href="([\w.]+/[\w.]+)">([^<]*)</a>', link, report)
-    home = '<p style="margin: 0.8rem 1.25rem 0"><a href="../../index.html">All pages of leaklearn</a></p>'
+    home = '<p style="margin: 0 0 0.6rem"><a href="../../index.html">All pages of leaklearn</a></p>'
     return report.replace("<header>", f"<header>\n{home}", 1)
 
 
