@@ -36,6 +36,7 @@ html_static_path = [str(Path(__file__).with_name("static"))]
 html_css_files = ["leaklearn.css"]
 html_favicon = str(Path(__file__).with_name("static") / "favicon.svg")
 html_copy_source = False
+html_show_search_summary = False  # it would fetch every page that is found, which a page opened as a file may not
 html_show_sphinx = False
 html_show_copyright = False
 html_last_updated_fmt = "%d %B %Y"
