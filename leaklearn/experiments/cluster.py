@@ -189,7 +189,7 @@ def opened(where: str) -> Iterator[Workers]:
     finally:
         if local:
             with suppress(TimeoutError):
-                local.close(timeout=2)
+                local.close(timeout=CONNECTING)
 
 
 def _distributed() -> Any:

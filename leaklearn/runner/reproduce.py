@@ -195,10 +195,12 @@ class Stop:
         """Kill this process's children, a cluster's workers too, and see them dead: papermill would notice late."""
         with self._starting:
             self._event.set()
-        children = psutil.Process().children(recursive=True)
-        for child in children:
+        children = []
+        for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                child.kill()
+                if "resource_tracker" not in " ".join(child.cmdline()):  # Python's own, which tidies up after workers
+                    child.kill()
+                    children.append(child)
         psutil.wait_procs(children, DYING)
 
 
