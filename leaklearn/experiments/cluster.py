@@ -87,7 +87,7 @@ class Workers:
     abandon: Callable[[], None] = lambda: None
 
     def __str__(self) -> str:
-        return f"{self.count} workers at {self.address}, dashboard {self.dashboard}"
+        return f"{self.count} worker{'s' * (self.count > 1)} at {self.address}, dashboard {self.dashboard}"
 
 
 def spread(function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tuple[int, Any]]:
@@ -112,6 +112,8 @@ def spread(function: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[tupl
     ------
     Exception
         What a job raises. The other jobs are then given up.
+    RuntimeError
+        If the scheduler ends, or a worker that came later differs.
     ValueError
         If the cluster cannot be used: see `opened`.
     """
@@ -292,9 +294,12 @@ def _on_workers(client: Client, function: Callable[..., Any], jobs: list[tuple])
     try:
         for future, packed in as_completed(futures, loop=client.loop, with_results=True):
             futures.discard(future)
+            if isinstance(packed, BaseException):
+                raise RuntimeError(f"the scheduler {client.scheduler.address} has ended, or dropped a job") from packed
             yield _load(packed)
-    finally:  # also where a job has failed, or nobody wants the others any more
-        client.cancel(list(futures))
+    finally:  # where a job has failed, or nobody wants the others any more
+        if futures and client.status == "running":
+            client.cancel(list(futures))
 
 
 def _compute(name: str, packed: bytes, parts: dict[str, bytes], number: int, told: dict[str, Any]) -> bytes:
