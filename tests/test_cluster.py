@@ -61,11 +61,9 @@ def bench():
     return Bench(data, width=4, recipe=Recipe(steps=3, batch_size=8, pad=0), seeds=[0, 1], progress=False)
 
 
-def processes(address):
-    """The workers' processes, as they name themselves."""
-    return {
-        os.getpid() if address is None else pid for _, pid in spread(lambda _: os.getpid(), [(i,) for i in range(8)])
-    }
+def processes():
+    """Where jobs run."""
+    return {pid for _, pid in spread(lambda _: os.getpid(), [(i,) for i in range(8)])}
 
 
 def test_in_this_process_jobs_run_one_after_another_when_they_are_asked_for():
@@ -123,7 +121,7 @@ def test_jobs_run_in_other_processes_with_this_ones_threads_and_give_their_resul
     assert found[1][0] == 8 + big[8:].sum()
     assert [each[1] for each in found.values()] == [threads] * 2
     assert torch.equal(found[0][2], part)
-    assert os.getpid() not in processes(on_workers.address)
+    assert os.getpid() not in processes()
 
 
 @dask
@@ -190,7 +188,7 @@ def test_a_worker_that_is_killed_costs_a_shard_and_no_digit(tmp_path, monkeypatc
     here = invert(tmp_path / "here")
     with opened("local:2") as workers:
         monkeypatch.setenv(ADDRESS, workers.address)
-        victim = next(iter(processes(workers.address)))
+        victim = next(iter(processes()))
         folder = tmp_path / "there"
         kill = (
             "import os, signal, sys, time\n"
