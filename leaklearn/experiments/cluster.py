@@ -178,7 +178,10 @@ def opened(where: str) -> Iterator[Workers]:
             silence_logs=logging.CRITICAL,
         )
 
+    ending = [CONNECTING]  # seconds that closing may take
+
     def abandon() -> None:
+        ending[:] = [0.5]
         for nanny in local.workers.values() if local else ():
             nanny.close_gracefully()
 
@@ -191,7 +194,7 @@ def opened(where: str) -> Iterator[Workers]:
     finally:
         if local:
             with suppress(TimeoutError):
-                local.close(timeout=CONNECTING)
+                local.close(timeout=ending[0])
 
 
 def _distributed() -> Any:
