@@ -28,7 +28,7 @@ WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-browser test-flower test-parameters lab bench site light refresh strip readme clean moved
+.PHONY: help reproduce test test-browser test-flower test-cluster test-parameters lab bench site light refresh strip readme clean moved
 
 help:  ## show this list
 	@echo "leaklearn: what a federated-learning update leaks, and what the leak is worth"
@@ -51,6 +51,11 @@ test-flower: $(STAMP)  ## the tests of leaklearn.federated.flower, with flwr ins
 	@{ $(BIN)/python -c 'import flwr' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[flower]' || \
 	  $(PIP) -e '.[flower]'; } >>$(LOG) 2>&1 || { echo "flwr does not install: see $(LOG)" >&2; exit 1; }
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_flower.py
+
+test-cluster: $(STAMP)  ## the tests of reproduce --cluster, with Dask's distributed installed (20 MB)
+	@{ $(BIN)/python -c 'import distributed' 2>/dev/null || $(PIP) -c requirements-lock.txt -e '.[cluster]' || \
+	  $(PIP) -e '.[cluster]'; } >>$(LOG) 2>&1 || { echo "distributed does not install: see $(LOG)" >&2; exit 1; }
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_cluster.py
 
 test-parameters: $(STAMP)  ## each notebook with each parameter changed once, the slow ones too
 	@$(BIN)/python -m pytest -m "slow_parameter or not slow_parameter" tests/test_parameters.py

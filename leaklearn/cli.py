@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -29,6 +30,7 @@ examples:
   leaklearn reproduce --list                          notebooks, their parameters and the presets
   nohup leaklearn reproduce --preset paper --nice 19 --jobs 1 &      hours, on what others leave of the machine;
                                                       rerun it to resume after a kill
+  leaklearn reproduce --cluster local:4               on four processes, or on a Dask scheduler: same results
   leaklearn status --preset paper                     what is done, what runs, what is left and for how long
   leaklearn audit --model net.py:Net --data photos    what could be taken of your images (a folder for each class)
   leaklearn init demo                                 without a checkout: notebooks and presets in the folder demo
@@ -103,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--nice", type=int, default=0, metavar="N", help="leave the cores to others, the more the larger N, up to 19"
     )
+    cluster = "compute seeds, settings and shards on local:N workers here, or on a Dask scheduler, tcp://HOST:PORT"
+    command.add_argument("--cluster", metavar="WHERE", help=cluster)
     command.add_argument("--list", action="store_true", help="list notebooks, parameters and presets; run nothing")
     command.set_defaults(run=_reproduce)
 
@@ -192,6 +196,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
 
     _check_project(paths)
     jobs = plan.plan(options.preset, options.only, options.set, paths)  # before the slow imports
+    from leaklearn.experiments.cluster import opened
     from leaklearn.runner import progress
     from leaklearn.runner.reproduce import TIME_IS_UP, reproduce
 
@@ -201,7 +206,10 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
     if options.nice:
         os.nice(options.nice)
     work = progress.expected_work(jobs, options.preset, paths)
-    with progress.Progress(work=work, took=progress.last_took(jobs, options.preset, paths)) as shown:
+    shown = progress.Progress(work=work, took=progress.last_took(jobs, options.preset, paths))
+    with opened(options.cluster) if options.cluster else nullcontext() as workers, shown:
+        if workers:
+            _say(str(workers))
         outcomes, report = reproduce(
             options.preset,
             options.only,
@@ -210,6 +218,7 @@ def _reproduce(options: argparse.Namespace, paths: Paths) -> int:
             at_once=options.jobs,
             slice_seconds=options.slice,
             again=options.again,
+            workers=workers,
             on_start=shown.start,
             on_cell=shown.cell,
             on_outcome=shown.outcome,

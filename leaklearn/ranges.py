@@ -15,7 +15,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 INTERVALS = {
     "[0, inf)": """client newcomers partly_rounds iterations gi_iterations deep_iterations label_epochs deep_epochs
-        gi_epochs 09.epochs width widths deep_widths training_width gi_images cutout noise_multipliers
+        gi_epochs 09.epochs width widths deep_widths training_width layer_width gi_images cutout noise_multipliers
         client_noise_multipliers fairness seconds update_seconds noise""",
     "[1, 1024]": "threads",
     "[0, 4294967295]": "seed seeds",  # NumPy's generators take no more

@@ -153,7 +153,7 @@ def test_the_page_stands_alone(found, tmp_path):
     text = file.read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>")
     read = BeautifulSoup(text, "html.parser")
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in read.find_all("img"))
+    assert all(image["src"].startswith("data:image/webp;base64,") and image["alt"] for image in read.find_all("img"))
     assert not re.search(r'(src|href)="http', text)
     assert found.verdict in read.text
     assert "peeled_loki" not in text  # names in words

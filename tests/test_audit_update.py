@@ -55,7 +55,7 @@ def test_an_update_of_a_loop_of_ones_own(digits, honest, tmp_path):
     assert "1 of class 3, 1 of class 7" in found.verdict
     assert "not proved safe" in found.verdict
     page = found.save(tmp_path / "update.html").read_text(encoding="utf-8")
-    assert "data:image/png;base64," in page
+    assert "data:image/webp;base64," in page
     assert escape(found.verdict) in page
     save_file(before, tmp_path / "before.safetensors")
     save_file(one_step(honest, floats, labels, 0.1), tmp_path / "after.safetensors")

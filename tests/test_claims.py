@@ -102,6 +102,10 @@ def test_bins_of_ours_are_told_of_and_decide_nothing():
     alone = {each.detail: each.measured for each in leaked_share(leakage("cifar10"), statement("P6").value)}
     both = leaked_share(pd.concat([leakage("cifar10"), ours.assign(dataset="cifar10")]), statement("P6").value)
     assert {each.detail: each.measured for each in both} == alone
+    peeled = leakage("cifar10").assign(attack="peeled_bins", leak_rate=0.993)
+    beside = leaked_share(pd.concat([leakage("cifar10"), peeled]), statement("P6").value)
+    assert {each.detail: each.measured for each in beside} == alone
+    assert all(each.why.endswith("bins of several measurements (ours): 99.30 %") for each in beside)
 
 
 def test_attacks_without_a_closed_form_are_left_out():

@@ -39,13 +39,13 @@ def order(table, rounds=None):
 @pytest.mark.parametrize(
     ("changes", "verdict", "told"),
     [
-        ({}, "reproduced", "lll − fedavg = +20.00"),
-        ({"lll": 0.80, "centralised": 0.80}, "partly", "lll − gi = +0.00"),  # within the test images' error only
-        ({"fedavg": 0.80}, "partly", "gi − fedavg = +0.00 [-1.21, 1.21] (open)"),
-        ({"fedavg": 0.92}, "not reproduced", "lll − fedavg = -2.00"),
+        ({}, "reproduced", "LLL − federated = +20.00"),
+        ({"lll": 0.80, "centralised": 0.80}, "partly", "LLL − GI = +0.00"),  # within the test images' error only
+        ({"fedavg": 0.80}, "partly", "GI − federated = +0.00 [-1.21, 1.21] (open)"),
+        ({"fedavg": 0.92}, "not reproduced", "LLL − federated = -2.00"),
         ({"gi": 0.60}, "not reproduced", "(fails)"),
-        ({"lll": 0.75}, "not reproduced", "lll − gi = -5.00"),
-        ({"centralised": 0.85}, "not reproduced", "centralised − lll = -5.00"),
+        ({"lll": 0.75}, "not reproduced", "LLL − GI = -5.00"),
+        ({"centralised": 0.85}, "not reproduced", "centralised − LLL = -5.00"),
     ],
 )
 def test_the_order_of_sources(changes, verdict, told):
@@ -57,7 +57,7 @@ def test_the_order_of_sources(changes, verdict, told):
 def test_an_advantage_below_a_point_is_no_advantage():
     """The whole interval lies above 0, but the gain does not matter; and wide intervals decide nothing."""
     tiny = training("digits", scatter=0.0001, **{**FAR, "fedavg": 0.795, "gi": 0.80})
-    assert "gi − fedavg = +0.50 [0.45, 0.55] (fails)" in order(tiny).why
+    assert "GI − federated = +0.50 [0.45, 0.55] (fails)" in order(tiny).why
     wide = training(scatter=0.05, **FAR)
     assert order(wide).verdict == "partly"
     assert "(open)" in order(wide).why
@@ -68,7 +68,7 @@ def test_too_few_seeds_and_missing_sources_are_partly():
     assert order(training(seeds=2, scatter=1e-5, **FAR)).verdict == "partly"
     assert order(training(seeds=1, **FAR)).verdict == "partly"
     found = order(training(**{name: FAR[name] for name in ("fedavg", "lll", "centralised")}))
-    assert (found.verdict, "gi not run" in found.why) == ("partly", True)
+    assert (found.verdict, "GI not run" in found.why) == ("partly", True)
     assert order(training(lll=0.9, centralised=0.9)).verdict == "not run"
     apart = training(fedavg=0.7, lll=0.9)
     apart.loc[apart["source"] == "lll", "seed"] += 10

@@ -73,7 +73,7 @@ def test_the_page_is_whole_and_fetches_nothing(project):
     assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe")]
     sources = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     assert sources
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert all(source.startswith("data:image/webp;base64,") for source in sources)
     assert not re.search(r"url\(|@import", text)
     assert "default-src 'none'" in text
     assert [path.name for path in file.parent.glob("*report*")] == ["report.html"]

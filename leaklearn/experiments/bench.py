@@ -23,6 +23,7 @@ from leaklearn.attacks.inversion.stored import invert_once
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.evaluation import LeakScore, Truth, label_accuracy, quality, score
 from leaklearn.evaluation.leakage import READABLE_DB
+from leaklearn.experiments.cluster import spread
 from leaklearn.federated import Client, Defence, Draw, Payload, Updates, draw_batches, gather, make_clients, respond
 from leaklearn.federated.clients import client_seed
 from leaklearn.federated.defences import PixelDefence
@@ -34,6 +35,7 @@ from leaklearn.models import Network, build
 from leaklearn.store import kept_values
 
 Case = TypeVar("Case")
+Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,10 @@ class Bench:
     def __post_init__(self) -> None:
         if not len(self.seeds):
             raise ValueError("seeds is empty; give at least one, such as 0")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has nobody to show a progress bar to."""
+        return {**self.__dict__, "progress": False}
 
     def network(self, seed: int) -> Network:
         """The network that is trained, untrained."""
@@ -257,8 +263,12 @@ class Bench:
         start, test = self.network(seed) if network is None else network, self.data.test
         options = {"test": test, "info": self.data.info, "device": self.device, "evaluate_every": 0}
 
-        def accuracy() -> dict[str, float]:
-            return {"accuracy": train(start, images, recipe=recipe, seed=seed, **options).accuracy}
+        def accuracy() -> float:
+            return train(start, images, recipe=recipe, seed=seed, **options).accuracy
+
+        def trained_on() -> dict[str, float]:
+            [(_, found)] = spread(accuracy, [()])
+            return {"accuracy": found}
 
         settings = {"recipe": asdict(recipe), "seed": seed, "model": str(start), "info": str(self.data.info)}
         settings |= {"device": self.device, "precision": self.precision}
@@ -268,13 +278,26 @@ class Bench:
             tensors["labels"] = images.labels
         tensors |= start.state_dict()
         made_by = [train, type(start)]
-        return kept_values("worth", settings | {"trained": trained}, tensors.items(), made_by, accuracy)["accuracy"]
+        return kept_values("worth", settings | {"trained": trained}, tensors.items(), made_by, trained_on)["accuracy"]
+
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple], what: str = "measuring") -> list[Any]:
+        """What a function gives for the arguments of every job, in their order, with a progress bar that says `what`.
+
+        The jobs run in this process or on a cluster, where they share nothing: see `leaklearn.experiments.cluster`.
+        """
+        jobs = list(jobs)
+        results = dict.fromkeys(range(len(jobs)))
+        for number, result in self._shown(spread(function, jobs), len(jobs), what):
+            results[number] = result
+        return list(results.values())
 
     def rows(
         self,
         cases: Iterable[Case],
-        measure: Callable[[Case, int], Mapping[str, object] | Sequence[Mapping[str, object]]],
+        measure: Callable[[Case, int], Row | Sequence[Row]],
         what: str = "measuring",
+        *,
+        sharded: bool = False,
     ) -> pd.DataFrame:
         """Measure every case with every seed: a tidy table that begins with the columns dataset and seed.
 
@@ -283,18 +306,42 @@ class Bench:
         cases
             What is measured.
         measure
-            From a case and a seed to a row, or to several.
+            From a case and a seed to a row, or to several; on a cluster, in a worker's process.
         what
             Named by the progress bar.
+        sharded
+            On a cluster, measure one case after another in this process, which gives the shards of each (`harvest`) and
+            its trainings to all workers: for few cases that are long.
+        """
+        return self.rows_and_more(cases, lambda case, seed: (measure(case, seed), None), what, sharded=sharded)[0]
+
+    def rows_and_more(
+        self,
+        cases: Iterable[Case],
+        measure: Callable[[Case, int], tuple[Row | Sequence[Row], Any]],
+        what: str = "measuring",
+        *,
+        sharded: bool = False,
+    ) -> tuple[pd.DataFrame, list[Any]]:
+        """As `rows`, where a measurement gives more than rows: the table, and the rest of each case and seed.
+
+        The rest stands in the order of the table: all cases of the first seed, then those of the next.
         """
         cases = list(cases)
-        jobs = [(seed, case) for seed in self.seeds for case in cases]
+        jobs = [(case, seed) for seed in self.seeds for case in cases]
+        if sharded:
+            measured = [measure(*job) for job in self._shown(jobs, len(jobs), what)]
+        else:
+            measured = self.map(measure, jobs, what)
         table = []
-        for seed, case in tqdm(jobs, desc=f"{what}, {self.data.name}", disable=not self.progress, leave=False):
-            found = measure(case, seed)
+        for (_, seed), (found, _) in zip(jobs, measured, strict=True):
             rows = [found] if isinstance(found, Mapping) else found
             table += [{"dataset": self.data.name, "seed": seed, **row} for row in rows]
-        return pd.DataFrame(table)
+        return pd.DataFrame(table), [more for _, more in measured]
+
+    def _shown(self, steps: Iterable[Any], count: int, what: str) -> Iterable[Any]:
+        """Steps with a progress bar: how many of so many are done, and the time left for the rest."""
+        return tqdm(steps, f"{what}, {self.data.name}", count, disable=not self.progress, leave=False)
 
     def clock(self) -> float:
         """Seconds, once the device has done all that it was asked for."""

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from math import nan
 
@@ -189,19 +190,15 @@ def study_defences(bench: Bench, plan: DefendedFederation, cases: Sequence[Case]
     cases = list(dict.fromkeys([NO_DEFENCE, *cases]))
     for case in cases:
         plan.under(case).check(bench)
-    often: Counter[Case] = Counter()
-    outcomes, alarms, work = {}, [], _Seed(bench, plan, -1)
+    work = _Seed(bench, plan, -1)
 
-    def measured(case: Case, seed: int) -> list[dict[str, object]]:
+    def measured(case: Case, seed: int) -> tuple[list[dict[str, object]], tuple]:
         nonlocal work
         if work.seed != seed:
             work = _Seed(bench, plan, seed)
         accuracy, drawn = work.federation(case)
-        if case == NO_DEFENCE:
-            alarms.append(work.false_alarms)
-        often[case] = max(often[case], drawn)
-        rows = []
-        for attack, outcome in work.outcomes(case).items():
+        rows, outcomes = [], work.outcomes(case)
+        for attack, outcome in outcomes.items():
             row = {"defence": case.defence, "strength": case.strength, "attack": attack, "leak_rate": outcome.leak_rate}
             some = len(outcome.psnr) > 0
             row |= {"psnr": float(outcome.psnr.mean()) if some else nan, "accuracy_of_leak": work.worth(outcome)}
@@ -209,11 +206,14 @@ def study_defences(bench: Bench, plan: DefendedFederation, cases: Sequence[Case]
             row |= {"attacked_images": outcome.attacked, "images": len(outcome.psnr), "refusing": outcome.refusing}
             row |= {"off_grid": outcome.off_grid}
             rows.append(row)
-            if seed == bench.seeds[0]:
-                outcomes[case, attack] = outcome
-        return rows
+        alarms = [work.false_alarms] if case == NO_DEFENCE else []
+        return rows, (drawn, alarms, outcomes if seed == bench.seeds[0] else {})
 
-    table = bench.rows(cases, measured, "defences")
+    table, more = bench.rows_and_more(cases, measured, "defences")
+    often = {case: max(drawn for drawn, _, _ in more[number :: len(cases)]) for number, case in enumerate(cases)}
+    alarms = [alarm for _, mine, _ in more for alarm in mine]
+    first = zip(cases, more, strict=False)  # the first seed's come first
+    outcomes = {(case, attack): outcome for case, (_, _, mine) in first for attack, outcome in mine.items()}
     spent = [{"defence": c.defence, "strength": c.strength, **_privacy(plan, c, often[c])} for c in cases]
     table = table.merge(pd.DataFrame(spent), on=["defence", "strength"], how="left")
     return DefenceStudy(table, outcomes, sum(alarms) / len(alarms))
@@ -235,7 +235,6 @@ class _Seed:
     def __init__(self, bench: Bench, plan: DefendedFederation, seed: int) -> None:
         self.bench, self.plan, self.seed, self.false_alarms = bench, plan, seed, nan
         self._federations: dict[Case, tuple[float, int]] = {}
-        self._undefended: dict[str, Outcome] = {}
         self._without_noise: dict[tuple[str, float], Updates] = {}
         self._worth: dict[str, float] = {}
         self._wiener = Wiener.of(bench.data.test)
@@ -262,9 +261,7 @@ class _Seed:
         found = {name: self._leaked(attack, plan) for name, attack in plan.linear_attacks().items()}
         if plan.inverts:
             attack = plan.inversion()
-            found[attack.name] = self._inverted(attack, plan)
-        if case == NO_DEFENCE:
-            self._undefended = found
+            found[attack.name] = self._undefended if case == NO_DEFENCE else self._inverted(attack, plan)
         return found
 
     def _leaked(self, attack: LinearLeakage, plan: DefendedFederation) -> Outcome:
@@ -292,12 +289,18 @@ class _Seed:
         found = Outcome.of([bench.exchange(knowing, seed, part, protocol, **options) for part in sums])
         return replace(found, refusing=refusing)
 
+    @cached_property
+    def _undefended(self) -> Outcome:
+        """Of gradient inversion."""
+        plan = self.plan.under(NO_DEFENCE)
+        return self._inverted(plan.inversion(), plan)
+
     def _inverted(self, attack: GradientInversion, plan: DefendedFederation) -> Outcome:
         network = build(plan.gi_network, self.bench.data, seed=self.seed)
         if plan.refusing:  # the model is honest
             group = plan.make_clients(self.bench.data.train, self.seed)[: min(INSPECTED, plan.attacked)]
             calm = answering(attack.payload(network).to(self.bench.device), group)
-            before = self._undefended[attack.name]
+            before = self._undefended
             nothing = Outcome(None, torch.empty(0), before.attacked)
             return replace(before if calm else nothing, refusing=1 - len(calm) / len(group))
         batches = self.plan.batches(self.bench.data.train, plan.gi_batch_size, self.seed)

@@ -126,15 +126,12 @@ def measure_quality(
     check(bench, networks, batch_sizes=batch_sizes, attacks=[attack.name for attack in attacks])
     for size in batch_sizes:
         draw_clients(bench.data, size, images, 0)
-    examples: dict[tuple[str, str, int], Pictures] = {}
     of_truth: dict[int, float] = {}
 
-    def attacked(case: tuple[str, GradientInversion, int], seed: int) -> dict[str, object]:
+    def attacked(case: tuple[str, GradientInversion, int], seed: int) -> tuple[dict[str, object], Pictures | None]:
         network, attack, size = case
         clients = draw_clients(bench.data, size, images, seed)
         found = invert(bench, attack, build(network, bench.data, seed=seed), clients, seed)
-        if seed == bench.seeds[0]:
-            examples[network, attack.name, size] = pictures(found)
         pairs = with_blanks(found.quality, found.truth, bench.data.test)
         row = {"model": network, "attack": attack.name} | _shown(found, pairs)
         row |= {"accuracy": nan, "accuracy_of_truth": nan}
@@ -146,10 +143,12 @@ def measure_quality(
                 clean = replace(leak, images=true, labels=found.truth.labels.flatten()[:images])
                 of_truth[seed] = bench.worth(clean, seed)
             row["accuracy_of_truth"] = of_truth[seed]
-        return row
+        return row, pictures(found) if seed == bench.seeds[0] else None
 
     cases = [(network, attack, size) for network in networks for attack in attacks for size in batch_sizes]
-    return bench.rows(cases, attacked, "inversion"), examples
+    table, shown = bench.rows_and_more(cases, attacked, "inversion")
+    names = [(network, attack.name, size) for network, attack, size in cases]
+    return table, dict(zip(names, shown, strict=False))  # the first seed's come first
 
 
 def _shown(found: Exchange, pairs: pd.DataFrame) -> dict[str, object]:

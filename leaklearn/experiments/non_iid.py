@@ -105,21 +105,21 @@ def measure_non_iid(
         batches = plan.clients * (fewest // inversion.batch_size)
         if fewest < plan.images_per_client or batches * inversion.batch_size < inversion.images:
             raise ValueError(f"{plan} surely gives each client {fewest} images only; take fewer clients or images")
-    of_clients, held = [], {}
 
-    def measured(plan: FederationPlan | None, seed: int) -> list[dict[str, object]]:
+    def measured(plan: FederationPlan | None, seed: int) -> tuple[list[dict[str, object]], tuple | None]:
         if plan is None:
             accuracy = bench.worth(data.train, seed)
-            return [{"division": "all", "source": "centralised", "accuracy": accuracy, "images": len(data.train)}]
+            row = {"division": "all", "source": "centralised", "accuracy": accuracy, "images": len(data.train)}
+            return [row], None
         clients, images = plan.make_clients(data.train, seed), plan.images_per_client
-        counts = held[plan.division] = class_counts([client.data.labels for client in clients], data.num_classes)
+        counts = class_counts([client.data.labels for client in clients], data.num_classes)
         about = {"division": plan.division, "alpha": nan if plan.alpha is None else float(plan.alpha)}
         rows = _federation(bench, plan, clients, seed)
         rows += _inversion(bench, clients, inversion, cache, seed)
         one, several = Round(Loki(fc_factor, images), FedSGD(images), plan.clients), plan.attacked(fc_factor)
         found = one.run(bench, seed, clients, everything=True)
         mine = per_client(found, clients, data.test)
-        of_clients.append(mine.assign(dataset=data.name, seed=seed, **about))
+        of_clients = mine.assign(dataset=data.name, seed=seed, **about)
         rows += _one_step(bench, found, mine, one.expected_leak_rate, seed)
         found = several.run(bench, seed, clients)
         expected = {"expected_leak_rate": several.expected_leak_rate}
@@ -127,9 +127,11 @@ def measure_non_iid(
         rows += [{"source": "lll_silent", "leak_rate": silent_share(found, several.local_steps)}]
         about |= {"largest_share": commonest(counts).mean().item()}
         about |= {"classes": (counts > 0).sum(1).double().mean().item()}
-        return [{**about, **row} for row in rows]
+        return [{**about, **row} for row in rows], (of_clients, plan.division, counts)
 
-    table = bench.rows([None, *plans], measured, "divisions")
+    table, more = bench.rows_and_more([None, *plans], measured, "divisions")
+    of_clients, divisions, counts = zip(*filter(None, more), strict=True)
+    held = dict(zip(divisions, counts, strict=True))
     first = ["dataset", "seed", "division", "alpha", "source", "leak_rate", "psnr", "label_accuracy", "accuracy"]
     each = pd.concat(of_clients, ignore_index=True)
     return NonIid(_beginning_with(table, first), _beginning_with(each, [*first[:4], "client"]), held)

@@ -92,13 +92,12 @@ def measure_inversion_trends(
     if odd:
         raise ValueError(f"images is {images}; take a multiple of {odd[0]}, so that batches of {odd[0]} hold them all")
     attack, public = attack.replace(iterations=max(iterations)), bench.data.test
-    examples: dict[str, Pictures] = {}
 
     def looked(run: Exchange) -> pd.DataFrame:
         return with_blanks(run.quality, run.truth, public)
 
-    def factors(_: None, seed: int) -> list[dict[str, object]]:
-        fresh, rows, everyone = build(network, bench.data, seed=seed), [], []
+    def factors(_: None, seed: int) -> tuple[list[dict[str, object]], dict[str, Pictures]]:
+        fresh, rows, everyone, examples = build(network, bench.data, seed=seed), [], [], {}
         for size in batch_sizes:
             clients = draw_clients(bench.data, size, images, seed)
             rows += _rows(looked(invert(bench, attack, fresh, clients, seed)), "batch_size", size)
@@ -121,9 +120,10 @@ def measure_inversion_trends(
             run = invert(bench, attack, trained_network(bench, network, count, seed)[0], batches["apart"], seed)
             examples[TRAINED] = pictures(run, orders["apart"].argsort()[first].tolist())
             rows += _stage_rows(run, looked(run), count)
-        return [{"attack": attack.name, "factor": row.pop("factor"), **row} for row in rows]
+        return [{"attack": attack.name, "factor": row.pop("factor"), **row} for row in rows], examples
 
-    return bench.rows([None], factors, "inversions"), examples
+    table, examples = bench.rows_and_more([None], factors, "inversions")
+    return table, examples[-1]
 
 
 def _rows_of_one_run(run: Exchange, public: ImageSet) -> list[dict[str, object]]:

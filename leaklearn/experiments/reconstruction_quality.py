@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import nan
 
 import numpy as np
@@ -131,7 +132,8 @@ def compare_quality(
     if not EDGES[0] < poor_db <= EDGES[-1]:
         raise ValueError(f"poor_db is {poor_db}; it lies above {EDGES[0]} dB and is at most {EDGES[-1]} dB")
     build(network, data)
-    graded = {seed: grade(bench, attack, network, batch_sizes, images, seed) for seed in bench.seeds}
+    grading = partial(grade, bench, attack, network, batch_sizes, images)
+    graded = dict(zip(bench.seeds, bench.map(grading, [(seed,) for seed in bench.seeds], "grading"), strict=True))
     single = train_groups(bench, graded, per_class, groups)
     if single.empty:
         raise ValueError(f"no PSNR bin has {per_class} images of each class; take fewer, or attack more images")

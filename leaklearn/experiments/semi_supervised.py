@@ -92,16 +92,14 @@ def compare_labelling(
             f"{max(labels_per_class)} labels of each of {bench.data.num_classes} classes are {wanted} images, but only "
             f"{attacked} are attacked; take fewer labels or more clients"
         )
-    courses, last = [], {}
     trained = dict.fromkeys(("labelled_only", *methods))
     cases = [(count, method) for count in sorted(set(labels_per_class)) for method in trained]
 
-    def measure(plan: FederationPlan, seed: int) -> list[dict[str, object]]:
+    def measure(plan: FederationPlan, seed: int) -> tuple[list[dict[str, object]], tuple]:
         exchange = plan.attacked(fc_factor).run(bench, seed, plan.make_clients(bench.data.train, seed))
         leak = exchange.leak.with_labels(exchange.score.true_labels)
         order = label_by_hand(leak.labels, max(labels_per_class), bench.data.num_classes, seed)
-        last.update(leak=leak, chosen=order[:, : min(labels_per_class)].flatten())
-        rows = []
+        rows, courses = [], []
         for count, method in [*cases, (None, "all_labels")]:
             few = leak.labelled() if count is None else leak[order[:, :count].flatten()]
             about, begin = {"method": method, "labels_per_class": count}, perf_counter()
@@ -115,12 +113,14 @@ def compare_labelling(
                 courses.append(found.history.assign(dataset=bench.data.name, seed=seed, **about))
             more = {"images": len(few), "unlabelled": 0 if method in BASELINES else len(leak), "batches": recipe.steps}
             rows.append({**about, "accuracy": accuracy, **more, "seconds": perf_counter() - begin})
-        return rows
+        return rows, (courses, leak, order[:, : min(labels_per_class)].flatten())
 
-    table = bench.rows([plan], measure, "labelling").astype({"labels_per_class": float})
+    table, more = bench.rows_and_more([plan], measure, "labelling")
+    table, courses = table.astype({"labels_per_class": float}), [course for mine, _, _ in more for course in mine]
     columns = ["dataset", "seed", "method", "labels_per_class", "step", "test_accuracy"]
     history = pd.concat(courses, ignore_index=True) if courses else pd.DataFrame(columns=columns)
-    return SemiComparison(table, history, **last)
+    _, leak, chosen = more[-1]
+    return SemiComparison(table, history, leak, chosen)
 
 
 def label_by_hand(labels: Tensor, most: int, classes: int, seed: int) -> Tensor:

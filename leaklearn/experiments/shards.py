@@ -1,8 +1,9 @@
 """Gradient inversion of many clients, hours or days of it: shard by shard.
 
 A shard is some clients that are attacked together: one entry of `leaklearn.store`, written before the next shard
-starts. It depends on nothing but its own clients, its number and the seed, so that a killed and resumed run gives the
-very result of an unbroken one on the same machine; a damaged shard is found by its SHA-256 and attacked again.
+starts, or as it ends where workers of a cluster attack several (`leaklearn.experiments.cluster`). It depends on nothing
+but its own clients, its number and the seed, so that a killed and resumed run gives the very result of an unbroken one
+on the same machine; a damaged shard is found by its SHA-256 and attacked again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from leaklearn.attacks.labels import METHODS, restore_labels
 from leaklearn.data.images import ImageSet
 from leaklearn.evaluation import Truth, quality
 from leaklearn.evaluation.leakage import READABLE_DB
+from leaklearn.experiments.cluster import at_once, spread
 from leaklearn.federated import Client, Draw, Payload, Updates, draw_batches, gather, respond
 from leaklearn.federated.protocols import Protocol
 from leaklearn.files import plain
@@ -140,14 +142,16 @@ def invert_clients(
     layout, done = "{desc}: {n}/{total} images |{bar}| {elapsed}{postfix}", drawn.numel() - left
     bar = tqdm(total=drawn.numel(), initial=done, bar_format=layout, desc="inversion", disable=not progress)
     with bar:
-        each = todo[0].estimate() if todo else 0.0
-        for shard in todo:
-            _show(bar, tables, each * left)
-            found[shard.number] = shard.run()
-            tables[shard.number] = shard.score(*found[shard.number])
-            each, left = found[shard.number][1] / shard.images, left - shard.images
+        workers = at_once()
+        for _, each in spread(_Shard.estimate, [(shard,) for shard in todo[:1]]):
+            _show(bar, tables, each * left / workers)
+        for number, result in spread(_Shard.run, [(shard,) for shard in todo]):
+            shard = todo[number]
+            shard.keep(*result)
+            found[shard.number], tables[shard.number] = result, shard.score(*result)
+            left -= shard.images
             bar.update(shard.images)
-        _show(bar, tables, 0.0)
+            _show(bar, tables, result[1] / shard.images * left / workers)
     leaks, seconds = zip(*(found[shard.number] for shard in shards), strict=True)
     table = pd.concat([tables[shard.number] for shard in shards], ignore_index=True)
     true = [client.data[used] for client, used in zip(clients, drawn.flatten(1), strict=True)]
@@ -224,14 +228,16 @@ class _Shard:
         return (max(0.0, one - each) + each * self.attack.settings.iterations) / self.images
 
     def run(self) -> tuple[Leak, float]:
-        """Attack it and keep the result: the leak, and the attacker's seconds for labels and images."""
+        """Attack it: the leak, and the attacker's seconds for labels and images."""
         updates = self.updates()
         begin = now(self.payload)
         leak = self.attack.reconstruct(self.payload, updates, self.labels_of(updates), seed=self.attack_seed)
         seconds = now(self.payload) - begin
-        leak = replace(leak, meta=plain(leak.meta))  # as it comes back
+        return replace(leak, meta=plain(leak.meta)), seconds  # as it comes back
+
+    def keep(self, leak: Leak, seconds: float) -> None:
+        """Keep what `run` gave."""
         self.entry.save({"meta": leak.meta, "seconds": seconds}, leak=store.tensors_of(leak))
-        return leak, seconds
 
     def score(self, leak: Leak, seconds: float) -> pd.DataFrame:
         """`quality` with positions counted over all shards, each of which has as many reconstructions as images."""

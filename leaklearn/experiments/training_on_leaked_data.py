@@ -167,7 +167,7 @@ def train_on_inverted(case: Case, cache: str | Path | None = None) -> pd.DataFra
         made_by = [GradientInversion, respond, restore_labels, quality, train]
         return _kept("inverted", bench, seed, _images_of(clients), settings, made_by, row)
 
-    return bench.rows(case.plans[:1], measure, "inversions")
+    return bench.rows(case.plans[:1], measure, "inversions", sharded=True)
 
 
 def train_centrally(bench: Bench) -> pd.DataFrame:

@@ -185,14 +185,18 @@ def _defences(found: Results) -> str:
 
 
 def _audit(found: Results) -> str:
-    table = found.table("attacks")
+    def strongest(rows: pd.DataFrame) -> str:
+        """A share without its interval would read as an all-clear where it is 0."""
+        row = rows.loc[rows["high"].idxmax()]
+        return f"{100 * row['leak_rate']:.0f} % (at most {100 * row['high']:.0f} %)"
+
+    table, defences = found.table("attacks"), found.table("defences")
     changed, honest = table[table["changes"] != "nothing"], table[table["changes"] == "nothing"]
-    worst = changed.groupby("attack")["leak_rate"].mean().idxmax()
-    left = found.table("defences").groupby("defence")["leak_rate"].mean()
+    best = defences.groupby("defence")["high"].max().idxmin()
     return (
-        f"The attacks tried take {mean(changed, 'leak_rate', attack=worst)} % of the images from Flower's tutorial "
-        f"network where the server changes the model, {mean(honest, 'leak_rate')} % where it only reads; with the "
-        f"defence that helps most, {100 * left.min():.0f} %."
+        f"Of {table['images'].max():,} images in Flower's tutorial network, the attacks tried take "
+        f"{strongest(changed)} where the server changes the model and {strongest(honest)} where it only reads; under "
+        f"the defence that helps most, {strongest(defences[defences['defence'] == best])}. More time may take more."
     )
 
 

@@ -28,6 +28,7 @@ from leaklearn.report.verdicts import (
 )
 
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
+WORDS = {"fedavg": "federated", "gi": "GI", "lll": "LLL", "centralised": "centralised"}
 PAIRS = (("fedavg", "gi"), ("gi", "lll"), ("fedavg", "lll"), ("lll", "centralised"))
 
 
@@ -61,12 +62,13 @@ def _order(dataset: str, frame: pd.DataFrame, curves: pd.DataFrame) -> Finding:
             states.append(OPEN)
             continue
         states.append(_state(found, strict=low == "fedavg"))
-        reasons.append(f"{high} − {low} = {found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] ({states[-1]})")
-    reasons += [f"{source} not run" for source in ("gi", "centralised") if source not in accuracy]
+        what = f"{WORDS[high]} − {WORDS[low]}"
+        reasons.append(f"{what} = {found.mean:+.2f} [{found.low:.2f}, {found.high:.2f}] ({states[-1]})")
+    reasons += [f"{WORDS[source]} not run" for source in ("gi", "centralised") if source not in accuracy]
     level, about = _plateau(curves)
     reasons += [about, f"points, {count_seeds(gain.n)}"]
     verdict = _verdict(states, gain.n, level)
-    return Finding(dataset, verdict, "; ".join(reasons), gain.mean, gain.low, gain.high, "points, lll − fedavg")
+    return Finding(dataset, verdict, "; ".join(reasons), gain.mean, gain.low, gain.high, "points, LLL − federated")
 
 
 def _difference(dataset: str, high: pd.Series | None, low: pd.Series | None) -> Interval | None:

@@ -30,6 +30,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 
+from leaklearn.experiments import cluster
 from leaklearn.files import Paths, read_json, write_bytes
 from leaklearn.project import PROJECT
 from leaklearn.report import html
@@ -74,6 +75,7 @@ def reproduce(
     at_once: int | None = None,
     slice_seconds: float | None = None,
     again: bool = False,
+    workers: cluster.Workers | None = None,
     on_start: Callable[[list[Job]], None] = lambda jobs: None,
     on_cell: OnCell = lambda notebook, cell: None,
     on_outcome: Callable[[Outcome], None] = lambda outcome: None,
@@ -94,6 +96,8 @@ def reproduce(
         Stop after so many seconds; the same call then goes on.
     again
         Run what is finished too, and train everything anew.
+    workers
+        Of a cluster, which compute every seed, setting and shard; None: each notebook's own process does.
     on_start, on_cell, on_outcome
         Told the jobs before the first starts, each cell as it starts, and each notebook's outcome.
 
@@ -126,6 +130,7 @@ def reproduce(
     waves = [job for job in left if not job.reads_others], [job for job in left if job.reads_others]
     # Kernels store all that takes long in the cache, or where the user says.
     storing = nullcontext() if again else _environment(FOLDER, os.environ.get(FOLDER) or str(paths.cache))
+    clustered = nullcontext() if workers is None else _environment(cluster.ADDRESS, workers.address)
     doing = Log(preset, paths, at_once, [job.notebook for job in left])
 
     def tell_cell(notebook: str, cell: int) -> None:
@@ -135,7 +140,7 @@ def reproduce(
     pool = ThreadPoolExecutor(at_once)
     # Once this folder is gone, a kernel's client that outlives the run by a second can leave no copy anywhere.
     executed = TemporaryDirectory(prefix="leaklearn-", ignore_cleanup_errors=True)
-    with storing, doing, this_python_as_kernel(), executed as copies, _never_lost() as raise_lost_signal:
+    with storing, clustered, doing, this_python_as_kernel(), executed as copies, _never_lost() as raise_lost_signal:
         try:
             for wave in waves:
                 running = {pool.submit(execute, job, preset, paths, Path(copies), tell_cell, stop) for job in wave}
@@ -150,6 +155,8 @@ def reproduce(
                         raise TimeoutError(TIME_IS_UP)
         except BaseException as error:  # interrupted, terminated, or the slice is over
             with _deaf():
+                if workers is not None:
+                    workers.abandon()
                 stop.kernels()
                 pool.shutdown(wait=False, cancel_futures=True)
                 for job in left:
@@ -185,13 +192,15 @@ class Stop:
         return self._event.is_set()
 
     def kernels(self) -> None:
-        """Kill this process's children, and see them dead: papermill would need a second or two to notice."""
+        """Kill this process's children, a cluster's workers too, and see them dead: papermill would notice late."""
         with self._starting:
             self._event.set()
-        children = psutil.Process().children(recursive=True)
-        for child in children:
+        children = []
+        for child in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                child.kill()
+                if "resource_tracker" not in " ".join(child.cmdline()):  # Python's own, which tidies up after workers
+                    child.kill()
+                    children.append(child)
         psutil.wait_procs(children, DYING)
 
 
