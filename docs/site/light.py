@@ -118,7 +118,7 @@ def light_report(html: str) -> str:
         opened(base64.b64decode(found[1]), REPORT_SCALE).save(written, "WEBP", quality=REPORT_QUALITY)
         return f"data:image/webp;base64,{base64.b64encode(written.getvalue()).decode('ascii')}"
 
-    return re.sub(r"data:image/png;base64,([A-Za-z0-9+/=]+)", smaller, html)
+    return re.sub(r"data:image/(?:png|webp);base64,([A-Za-z0-9+/=]+)", smaller, html)
 
 
 def preset_of(copy: Path) -> str:

@@ -227,7 +227,7 @@ def told_of(notebook: nbformat.NotebookNode, name: str, repository: str, *, chan
 
 
 def for_colab(notebook: nbformat.NotebookNode, repository: str) -> nbformat.NotebookNode:
-    """A notebook, with its own small defaults, that begins by installing the package and going to a folder of its own."""
+    """A notebook, with its own defaults, that begins by installing the package and going to a folder of its own."""
     lines = [
         "# On Colab: install leaklearn (some minutes), and work in a folder with its notebooks and presets.",
         f'%pip install --quiet "git+https://github.com/{repository}"',
