@@ -67,7 +67,7 @@ AT_MOST = {"client": ("clients", 1), "newcomers": ("clients", 1), "clients_per_r
 ONE_FOR_EACH = {"03.widths", "03.rounds", "03.epochs", "03.gi_images"}
 """Lists that have a value for each of `datasets`, or a single one for all; in others no value stands twice."""
 
-FILLED = {"datasets", "seeds", "03.fc_factors", *ONE_FOR_EACH}
+FILLED = {"datasets", "seeds", *ONE_FOR_EACH}
 FILLED |= {f"01.{name}" for name in ("networks", "attacks", "cost_networks", "cost_attacks", "label_models")}
 """Lists that must not be empty; without one of the others a notebook leaves a part out."""
 
