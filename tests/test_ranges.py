@@ -57,7 +57,7 @@ def test_choices_are_those_of_the_catalogues():
 @pytest.mark.parametrize(
     ("assignment", "told"),
     [
-        ("fc_factors=[]", "fc_factors is []; give at least one value"),
+        ("epochs=[]", "epochs is []; give at least one value"),
         ("seeds=[]", "seeds is []; give at least one value"),
         ("seeds=[0, 0, 0]", "seeds is [0, 0, 0]; give each value once"),
         ("seeds=[0, -1]", "seeds is [0, -1]; each value is at least 0 and at most 4294967295"),
