@@ -78,7 +78,7 @@ def test_choices_are_those_of_the_catalogues():
 )
 def test_what_is_out_of_range_is_refused_in_one_line_before_any_work(assignment, told, tmp_path, capsys):
     (tmp_path / "notebooks").symlink_to(REPOSITORY.notebooks)
-    only = ["--only", "03"] if assignment.startswith(("rounds", "clients_per_round")) else []
+    only = ["--only", "03"] if assignment.startswith(("rounds", "clients_per_round", "epochs")) else []
     assert cli.main(["reproduce", "--preset", "smoke", *only, "--set", assignment], Paths(tmp_path)) == 2
     message = capsys.readouterr().err
     assert told in message
