@@ -188,7 +188,8 @@ def _audit(found: Results) -> str:
     def strongest(rows: pd.DataFrame) -> str:
         """A share without its interval would read as an all-clear where it is 0."""
         row = rows.loc[rows["high"].idxmax()]
-        return f"{100 * row['leak_rate']:.0f} % (at most {100 * row['high']:.0f} %)"
+        rate, high = (f"{100 * row[name]:.0f} %" for name in ("leak_rate", "high"))
+        return rate if rate == high else f"{rate} (at most {high})"
 
     table, defences = found.table("attacks"), found.table("defences")
     changed, honest = table[table["changes"] != "nothing"], table[table["changes"] == "nothing"]
