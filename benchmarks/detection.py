@@ -4,11 +4,13 @@
 
 Tables in outputs/bench, a part each:
 
-attacks: detection_attacks.csv. Each attack at each size of its layer; as a linear layer, as a convolution with kernels
-as large as the image, with its neurons shuffled, with noise of 1 % on its rows and of 100 % on what comes behind. Which
-tests warn, and what each measures.
+attacks: detection_attacks.csv. Each attack in front of LeNet at each size of its layer; as a linear layer, as a
+convolution with kernels as large as the image, with its neurons shuffled, with noise of 1 % on its rows and of 100 % on
+what comes behind. Traps in the own layer of Flower's tutorial network, untrained and trained, for 64 to 2,560 images.
+Which tests warn, and what each measures.
 honest: detection_honest.csv. The project's networks with each kind of norm layer, untrained and trained for 60 batches,
-and torchvision's, untrained. An MLP that is wide enough does leak (peeling.py, part honest), and a warning is right.
+perceptrons and Flower's tutorial network, trained for up to 1,000, and torchvision's, untrained. An MLP that is wide
+enough does leak (peeling.py, part honest), and a warning is right.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 import leaklearn as ll
 from leaklearn import torchvision_compat  # noqa: F401  (before torchvision)
 from leaklearn.attacks.catalogue import make
+from leaklearn.attacks.linear.own_layer import OwnLayer
+from leaklearn.auditing.inputs import OwnModel
 from leaklearn.data import Dataset
 from leaklearn.federated import Payload
 from leaklearn.federated.detection import inspect
@@ -45,6 +49,8 @@ BINS = (
 )
 LAYERS = ("soliton_free", "soliton_data")
 FACTORS = (4.0, 2.0, 1.0, 0.75)
+TRAPS_FOR = (64, 320, 2560)
+BATCHES = (0, 60, 1000)
 OWN = {"lenet": 12, "convnet": 16, "airbench94": 16, "resnet18": 16}
 TORCHVISION = (
     "resnet18",
@@ -120,6 +126,35 @@ def attacks(data: Dataset, images: Tensor, labels: Tensor, seeds: list[int]) -> 
                 )
                 payload = attack.payload(network, data.test)
                 yield measured(payload, images, labels, attack=name, fc_factor=factor, spelling="biases", seed=seed)
+        for batches, network in trained_tutorials(data, seed):
+            for size in TRAPS_FOR:
+                payload = OwnLayer(size).payload(OwnModel(network, images[:2]), data.test[:600])
+                about = {"fc_factor": 120 / size, "spelling": "weights", "trained": batches, "seed": seed}
+                yield measured(payload, images, labels, attack="own_layer", **about)
+
+
+def trained_tutorials(data: Dataset, seed: int) -> Iterator[tuple[int, nn.Module]]:
+    """Flower's tutorial network and the batches that it was trained for."""
+    torch.manual_seed(seed)
+    side = ((data.shape[1] - 4) // 2 - 4) // 2
+    front = [
+        nn.Conv2d(data.shape[0], 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
+    head = [nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU()]
+    network = nn.Sequential(*front, nn.Flatten(), *head, nn.Linear(84, data.num_classes))
+    for batches in BATCHES:
+        yield batches, fitted(network, data, batches, seed) if batches else network
+
+
+def fitted(model: nn.Module, data: Dataset, batches: int, seed: int) -> nn.Module:
+    """The model trained on some of the data."""
+    options = {"test": data.test[:200], "recipe": Recipe(steps=batches), "seed": seed, "evaluate_every": 0}
+    return train(model, data.train[:4000], **options).model
 
 
 def honest(data: Dataset, images: Tensor, labels: Tensor, seeds: list[int]) -> Iterator[dict[str, object]]:
@@ -130,12 +165,15 @@ def honest(data: Dataset, images: Tensor, labels: Tensor, seeds: list[int]) -> I
                 model = build(name, data, norm=norm, width=width, seed=seed)
                 about = {"model": f"{name}, norm {norm}", "seed": seed}
                 yield measured(Payload.of(model), images, labels, **about, trained=0)
-                options = {"test": data.test[:200], "recipe": Recipe(steps=60), "seed": seed, "evaluate_every": 0}
-                fit = train(model, data.train[:2000], **options).model
-                yield measured(Payload.of(fit), images, labels, **about, trained=60)
+                yield measured(Payload.of(fitted(model, data, 60, seed)), images, labels, **about, trained=60)
         for width in (64, 256, 1000):
-            model = build("mlp", data, width=width, seed=seed)
-            yield measured(Payload.of(model), images, labels, model=f"mlp, {width} neurons", seed=seed, trained=0)
+            model, about = build("mlp", data, width=width, seed=seed), {"model": f"mlp, {width} neurons", "seed": seed}
+            for batches in BATCHES:
+                sent = Payload.of(fitted(model, data, batches, seed) if batches else model)
+                yield measured(sent, images, labels, **about, trained=batches)
+        for batches, network in trained_tutorials(data, seed):
+            about = {"model": "Flower's tutorial network", "seed": seed, "trained": batches}
+            yield measured(Payload.of(OwnModel(network, images[:2])), images, labels, **about)
     colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     large = F.interpolate(colour, 64, mode="bilinear")
     for name in TORCHVISION:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from leaklearn.attacks import Loki, PeeledBins, PeeledLayer, PeeledLoki, RobbingTheFed, TrapWeights
+from leaklearn.attacks.linear.own_layer import OwnLayer
+from leaklearn.auditing.inputs import OwnModel
 from leaklearn.data import load
 from leaklearn.federated import Payload
 from leaklearn.federated.detection import (
@@ -18,6 +20,7 @@ from leaklearn.federated.detection import (
     gradient_norms,
     images_in_company,
     inspect,
+    rare_neurons,
     whole_image_layers,
 )
 from leaklearn.learning import Recipe, train
@@ -84,6 +87,17 @@ def test_company_counts_images_that_share_a_neuron_with_one_other_at_most():
     norms = torch.tensor([[5.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1e-9, 1.0]])
     assert images_in_company(norms) == pytest.approx(3 / 5)  # image 0 alone, 1 and 2 together; five share the last
     assert images_in_company(torch.zeros(4, 3)) == 0
+
+
+def test_rare_neurons_are_activated_by_one_image_in_sixteen_whatever_its_loss():
+    norms = torch.zeros(32, 5)
+    norms[0, 0] = 1  # one of 32
+    norms[:3, 1] = torch.tensor([1.0, 1e-6, 1e-6])  # three: a small loss, and its largest gradient all the same
+    norms[5:7, 2] = 1  # two
+    norms[7:, 3] = 1e-3  # the others
+    assert rare_neurons(norms) == pytest.approx(3 / 5)  # the first, the third, and the last, which is dead
+    norms[:, 4] = 1
+    assert rare_neurons(norms) == pytest.approx(4 / 5)  # beside it, what is a thousandth is nothing
 
 
 def test_dominance_is_the_published_ratio():
@@ -163,7 +177,11 @@ def test_another_spelling_of_the_layer_hides_nothing(data, batch, attack):
     assert {w.test for w in found.warnings if "fc1" in w.where} == tests
     block.fc1 = bare
     mine = {w.test for w in inspect(Payload.of(payload.model), *batch).warnings if "fc1" in w.where}
-    assert mine == tests & {"exposed", "in_company"}  # of a parameter without a layer no output can be looked at
+    assert mine == tests & {
+        "exposed",
+        "in_company",
+        "rarely",
+    }  # of a parameter without a layer no output can be looked at
 
 
 def test_the_last_layer_is_the_last_that_is_executed(data, batch):
@@ -186,6 +204,33 @@ def test_the_last_layer_is_the_last_that_is_executed(data, batch):
 def test_soliton_biases_are_seen_by_the_company_that_images_keep(data, batch, layer):
     found = inspect(PeeledLayer(layer).payload(build("mlp", data, width=1000), data.test), *batch)
     assert "in_company" in {w.test for w in found.warnings}
+
+
+def tutorial(data, seed=0):
+    """Convolutions, max pooling, three linear layers, as Flower's tutorial has them."""
+    torch.manual_seed(seed)
+    front = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    head = [nn.Linear(256, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10)]
+    return OwnModel(nn.Sequential(*front, nn.Flatten(), *head), data.test.float()[:2], [0.5], [0.5])
+
+
+@pytest.mark.parametrize("size", [64, 320, 2560])
+@pytest.mark.parametrize("copied", [True, False])
+def test_traps_in_the_models_own_layer_are_seen(data, batch, size, copied, monkeypatch):
+    """Whether or not convolutions are set to pass the image on, and however few images the traps are made for."""
+    if not copied:
+        monkeypatch.setattr("leaklearn.attacks.linear.own_layer._pass_on", lambda *_: None)
+    model = tutorial(data)
+    assert not inspect(Payload.of(model), *batch).suspicious
+    tests = {w.test for w in inspect(OwnLayer(size).payload(model, data.test[:600]), *batch).warnings}
+    assert "rarely" in tests
+    assert ("copying" in tests) == copied
+
+
+def test_rare_activity_wants_images(data, batch):
+    sent = OwnLayer(320).payload(tutorial(data), data.test[:600])
+    assert "rarely" in inspect(sent, batch[0][:16], batch[1][:16]).measured
+    assert "rarely" not in inspect(sent, batch[0][:15], batch[1][:15]).measured
 
 
 def first_layer_only(payload, noise, seed=0):

@@ -1,6 +1,6 @@
 """Before answering: does this model take images out of my update? Tests that a client can run on what it was sent.
 
-Each test looks at one mark that linear layer leakage leaves, three of them in the weights alone and four in what the
+Each test looks at one mark that linear layer leakage leaves, three of them in the weights alone and five in what the
 model does with the client's own images. A client that is warned does not answer. No test needs to know the attack, nor
 the names of layers: what counts is which units see a whole image at once, whether the model calls them a linear layer,
 a convolution with a kernel as large as the image, or a bare parameter. The last layer that is executed is left out, as
@@ -32,6 +32,8 @@ COSINE = 0.999
 OWNED = 0.99
 # Images that a neuron's gradient is of, by their participation ratio, when it is of two: equal shares give 2.
 COMPANY = 2.05
+# Images of which at most one activates a neuron that is rarely active.
+RARE = 16
 # Pixels of an image for each number that a unit sees, at most, for its gradient to show the image.
 SEEN = 4
 # Images whose gradients are computed together: a ResNet-18 has 45 MB of them for one image.
@@ -57,6 +59,10 @@ LIMITS = {
     # Share of the client's images that have a neuron with at most one other, by the participation ratio of its
     # gradient's norms, (sum c)^2 / sum c^2 <= `COMPANY`: peeling and the splitting of pairs need no more.
     "in_company": 0.5,
+    # Share of a layer's neurons that at most one in `RARE` of the client's images activates: traps in a layer that sees
+    # features instead of pixels (`leaklearn.attacks.linear.own_layer`). Wants `RARE` images. Honest layers of which so
+    # many neurons are dead hardly learn; a server that leaves a tenth of the neurons as they were is not seen.
+    "rarely": 0.9,
     # Disaggregation SNR of Garov et al.: the largest, over linear and convolutional layers, of the norm of one image's
     # gradient over the sum of all others'. Above 1 one image speaks louder than all others together.
     "d_snr": 1.0,
@@ -102,7 +108,8 @@ def inspect(payload: Payload, images: Tensor, labels: Tensor) -> Inspection:
     payload
         What the server sent.
     images, labels
-        (N, C, H, W) float in [0, 1] and (N,) int64: the client's own, two at least; those of one update, say.
+        (N, C, H, W) float in [0, 1] and (N,) int64: the client's own, two at least, `RARE`
+        for all tests; those of one update, say.
     """
     if len(images) < 2:
         raise ValueError(f"{len(images)} images; the tests compare the client's images and need at least 2")
@@ -163,10 +170,12 @@ def _function(payload: Payload, wide: list[str], images: Tensor, labels: Tensor)
     for name, value in rows.items():
         owner = name.removesuffix("weight").removesuffix(".")
         bare = not (name.endswith("weight") and owner in owners)  # a parameter that no layer calls its weight
+        if not (owner in wide or (bare and value.shape[1] >= FEWEST_NEURONS)):
+            continue
+        if len(images) >= RARE:
+            yield "rarely", name, rare_neurons(value)
         numbers = payload.parameters[name].numel() // value.shape[1]  # that a unit sees
-        if SEEN * numbers < images[0].numel():
-            continue  # of pooled features, say, a unit's gradient shows no image
-        if owner in wide or (bare and value.shape[1] >= FEWEST_NEURONS):
+        if SEEN * numbers >= images[0].numel():  # of pooled features, say, a unit's gradient shows no image
             yield "exposed", name, exposed_images(value)
             yield "in_company", name, images_in_company(value)
     for name, value in rows.items():
@@ -208,6 +217,16 @@ def images_in_company(norms: Tensor) -> float:
     many = total.square() / norms.square().sum(0).clamp_min(torch.finfo(norms.dtype).tiny)
     few = (many <= COMPANY) & (total > 0)
     return float((norms[:, few] > (1 - OWNED) * total[few]).any(1).float().mean())
+
+
+def rare_neurons(norms: Tensor) -> float:
+    """Share of the neurons that at most one in `RARE` images activates: gradient norms (N, n) at n neurons -> 0..1.
+
+    An image activates a neuron whose gradient is not small beside that of its own largest one: what counts is not how
+    large an image's loss is.
+    """
+    active = norms > (1 - OWNED) * norms.amax(1, keepdim=True)
+    return float((active.float().mean(0) <= 1 / RARE).float().mean())
 
 
 def dominance(norms: Tensor) -> float:

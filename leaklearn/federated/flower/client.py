@@ -29,8 +29,8 @@ def guard(model: nn.Module, data: Callable[[Context], tuple[Tensor, Tensor]]) ->
     model
         The client's own architecture; its weights are not used.
     data
-        From the context to images (N, C, H, W) float as the model takes them and labels (N,) int64, two at least; those
-        of one batch do.
+        From the context to images (N, C, H, W) float as the model takes them and labels (N,) int64. Two at least,
+        and of fewer than 16 not all tests can be made: a batch of 64, say.
     """
 
     def mod(message: Message, context: Context, call_next: Callable[[Message, Context], Message]) -> Message:
