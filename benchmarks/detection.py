@@ -122,7 +122,7 @@ def attacks(data: Dataset, images: Tensor, labels: Tensor, seeds: list[int]) -> 
             for name in LAYERS:
                 attack, network = (
                     make(name, images_per_client=len(images)),
-                    build("mlp", data, width=round(factor * len(images))),
+                    build("mlp", data, width=round(factor * len(images)), seed=seed),
                 )
                 payload = attack.payload(network, data.test)
                 yield measured(payload, images, labels, attack=name, fc_factor=factor, spelling="biases", seed=seed)

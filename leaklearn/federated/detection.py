@@ -34,6 +34,8 @@ OWNED = 0.99
 COMPANY = 2.05
 # Images of which at most one activates a neuron that is rarely active.
 RARE = 16
+# Norm of an image's gradient at a layer below which float32 may have lost part of it: what is zero is asked of float64.
+UNDERFLOW = 1e-20
 # Pixels of an image for each number that a unit sees, at most, for its gradient to show the image.
 SEEN = 4
 # Images whose gradients are computed together: a ResNet-18 has 45 MB of them for one image.
@@ -164,6 +166,8 @@ def _weights(payload: Payload, wide: list[str]) -> Iterator[tuple[str, str, floa
 def _function(payload: Payload, wide: list[str], images: Tensor, labels: Tensor) -> Iterator[tuple[str, str, float]]:
     with in_mode(payload.model, training=False):
         seen, rows = outputs(payload, wide, images), gradient_norms(payload, images, labels)
+        if any(bool((rows[f"{name}.weight" if name else "weight"].amax(1) < UNDERFLOW).any()) for name in wide):
+            rows = gradient_norms(payload.to(dtype=torch.float64), images.double(), labels)
     for name, values in seen.items():
         yield "one_measurement", name, explained(values)
     owners = {name for name, _ in payload.model.named_modules() if _weight(payload, name) is not None}
