@@ -102,12 +102,13 @@ def federate(app: ClientApp, net: Net, data: Dataset, rounds: int) -> float:
 def in_front(parts: list[ImageSet], net: Net) -> list[dict[str, object]]:
     """What layers in front of the network take in the same round, from a sum: for who ships the clients' code.
 
-    Simulated with plain SGD, without momentum; the last two clients' images are the attacker's.
+    Simulated with plain SGD, without momentum, all clients with as many images as the smallest has; the last two
+    clients' images are the attacker's.
     """
     fields = ("images", "labels", "index")
     public = ImageSet(*(torch.cat([getattr(part, name) for part in parts[-2:]]) for name in fields), parts[0].info)
-    group = [Client(number, part) for number, part in enumerate(parts[:-2])]
     size = min(len(part) for part in parts)
+    group = [Client(number, part[:size]) for number, part in enumerate(parts[:-2])]
     protocol = ll.FedAvg(BATCH, EPOCHS * (size // BATCH), LR)
     truth = Truth(
         *(torch.stack([getattr(part, n)[:size] for part in parts[:-2]]) for n in fields[:2]), torch.arange(NODES - 2)

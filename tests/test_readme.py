@@ -103,6 +103,12 @@ def test_update_writes_all_pages_or_none(tmp_path, capsys, monkeypatch):
     assert main(["readme"], paths) == 0
     assert "2 notebooks" in capsys.readouterr().out
 
+    # What was not run here stays as it was.
+    (paths.results("laptop", "00_first") / "provenance.json").unlink()
+    write_json(paths.results("laptop", "09_second") / "provenance.json", made | {"seconds": 600})
+    results = update("laptop", paths)
+    assert [results[name]["minutes"] for name in ("00_first", "09_second")] == [1.5, 10.0]
+
 
 def test_a_run_without_a_headline_is_named(tmp_path):
     paths = make(tmp_path)

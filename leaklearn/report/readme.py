@@ -14,7 +14,7 @@ from math import ceil
 
 import nbformat
 
-from leaklearn.files import Paths, write_json, write_text
+from leaklearn.files import Paths, read_json, write_json, write_text
 from leaklearn.project import PROJECT
 from leaklearn.report.findings import OPENING, dataset, finding
 from leaklearn.report.paper import STATEMENTS
@@ -37,19 +37,23 @@ Results = Mapping[str, Mapping[str, object]]
 def update(preset: str = "laptop", paths: Paths = PROJECT) -> Results:
     """Write `docs/results.json`, `docs/results.md` and README's parts from the results of a preset; gives the first.
 
+    What `docs/results.json` has of this preset stays for the notebooks that were not run here.
+
     Raises
     ------
     ValueError
-        If a notebook has no complete run under the preset, a damaged file, or no headline, or a page lacks the marks
-        around what is written.
+        If a notebook has no complete run under the preset, now or before, a damaged file, or no headline, or a page
+        lacks the marks around what is written.
     """
-    results = {name: _result(name, preset, paths) for name in paths.notebook_names()}
+    file = paths.root / "docs" / "results.json"
+    kept = {name: each for name, each in read_json(file).items() if each["preset"] == preset}
+    results = {name: _result(name, preset, paths) or kept.get(name, {}) for name in paths.notebook_names()}
     for name, each in results.items():
         if not each:
             folder = paths.results(preset, name)
             raise ValueError(f"{name} has no complete run in {folder}: run `make reproduce PRESET={preset}` first")
     new = pages(results, paths)
-    write_json(paths.root / "docs" / "results.json", results)
+    write_json(file, results)
     for file, text in new.items():
         write_text(paths.root / file, text)
     return results
