@@ -104,7 +104,7 @@ def findings(results: Results, papers: Results) -> str:
 
 def table(results: Results, papers: Results, paths: Paths = PROJECT) -> str:
     """README's Markdown table, a row a notebook, with the verdicts above it."""
-    lines = [*_verdicts(results, papers), "| notebook | found | data | minutes |", "|---" * 4 + "|"]
+    lines = [*_verdicts(results, papers), "| notebook | found | data | minutes of `make reproduce` |", "|---" * 4 + "|"]
     for name in _sections(results):
         link = f"[{name[:2]}: {question(name, paths)}](notebooks/{name}.ipynb)"
         cells = (link, *_told(name, results, papers), ceil(results[name]["minutes"]))
