@@ -332,7 +332,17 @@ def test_nothing_is_called_safe(found):
     text = str(found) + BeautifulSoup(page(found), "html.parser").body.text
     assert not re.search(r"\bsafe\b", text.replace("not proved safe", ""))  # `before.safetensors` is a file's name
     assert any("sends weights only" in limit for limit in found.limits)
-    assert any("Defences were not tried" in limit for limit in found.limits)
+    assert any("What changes images or training was not tried" in limit for limit in found.limits)
+
+
+def test_defences_are_put_on_what_the_app_sent(found):
+    rows = found.defences.set_index("defence")
+    noise = [f"updates clipped to 1, noise z = {z}" for z in ("0.001", "0.01", "0.1")]
+    assert rows.index.tolist() == ["updates of 16 bits", *noise]
+    rates = rows["leak_rate"]
+    assert rates.iloc[0] > 0.5 * found.attacks["leak_rate"].max()  # rounding hides little
+    assert rates.iloc[-1] < 0.05  # this much noise hides what these attacks read
+    assert rows["limit"].str.contains("Not tried: a model made for defended clients").all()
 
 
 def test_many_steps_and_sums_of_an_app(data):
@@ -340,6 +350,8 @@ def test_many_steps_and_sums_of_an_app(data):
     found = ll.audit(client_app=make_app(data, steps=12), **about, secure=True, progress=False)
     assert found.attacks["attack"].tolist() == ["own_layer"]
     assert found.attacks["leak_rate"].iloc[0] > 0.02
+    assert found.defences["attack"].tolist() == ["own_layer"] * 4
+    assert found.defences["leak_rate"].iloc[0] > 0.01
     assert any("inversion of sums was not tried" in limit for limit in found.limits)
     assert any("it needs single updates of one step" in limit for limit in found.limits)
 
@@ -357,6 +369,7 @@ def test_an_app_that_no_attack_fits_is_not_called_safe(data):
     about = {"server_model": Linear(), "nodes": 2, "config": {"lr": LR}, "mean": [0.5], "std": [0.5]}
     found = ll.audit(client_app=app, **about, secure=True, progress=False)
     assert not len(found.attacks)
+    assert not len(found.defences)
     assert "no proof of safety" in found.verdict
     assert any("no linear layer before the last one" in limit for limit in found.limits)
     assert "What this rests on" in page(found)

@@ -1,5 +1,7 @@
 """Traps in a model's own first linear layer: what they read, after many steps and from sums, and where none fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,20 @@ def test_behind_convolutions_what_the_layer_sees_is_read(data):
         true = inputs(payload, layer, each.data.float())
         near = torch.cdist(true, features[client == each.id]).amin(1) / (true - true.mean(0)).norm(dim=1)
         assert int((near < 0.05).sum()) >= 5
+
+
+def test_noise_that_is_known_costs_readings_and_not_their_truth(data):
+    attack, payload, updates, group, public = attacked(perceptron(), data, ll.FedAvg(16, 8, 0.05))
+    noise = 1e-4 * float(updates.tensors["model.1.bias"].abs().max())
+    generator = torch.Generator().manual_seed(0)
+    tensors = {n: v + noise * torch.randn(v.shape, generator=generator) for n, v in updates.tensors.items()}
+    blurred, knowing = replace(updates, tensors=tensors), replace(attack, noise=noise)
+    plain, known = (len(each.read(payload, blurred, public)[0]) for each in (attack, knowing))
+    assert known > plain  # whoever does not know of the noise takes blurred readings for none
+    features, client, _ = knowing.read(payload, blurred, public)
+    true = inputs(payload, "model.1", group[0].data.float())
+    near = torch.cdist(features[client == 0], true).amin(1) / true.norm(dim=1).mean()
+    assert float(near.median()) < 0.2
 
 
 def test_no_client_is_read_that_never_activates_a_trap(data):

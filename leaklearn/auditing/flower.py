@@ -7,8 +7,10 @@ the updates that the app really sends; which images they are of is watched from 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from math import nan
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import inf, nan
 from time import perf_counter
 from typing import Any
 
@@ -27,10 +29,15 @@ from leaklearn.auditing.app import AppRun
 from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.run import INVERTED, SHOWN, iterations_in, refused_by
 from leaklearn.auditing.seen import quality_where_seen
-from leaklearn.auditing.words import leaves, share_of
+from leaklearn.auditing.words import leaves, leaves_defended, share_of
 from leaklearn.evaluation import label_accuracy, psnr, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
-from leaklearn.federated import Payload
+from leaklearn.federated import GaussianNoise, HalfPrecision, Payload, Updates
+from leaklearn.federated.defences import Defence
+from leaklearn.federated.exchange import secure_sum
+from leaklearn.federated.flower import Round
+from leaklearn.federated.local import batch_norm_buffers
+from leaklearn.federated.protocols import Protocol
 from leaklearn.report.names import label
 
 SAME_FEATURES = 0.05
@@ -53,6 +60,7 @@ def audit_app(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seconds: float = 120.0,
+    defences: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Audit:
@@ -74,6 +82,8 @@ def audit_app(
         The server sees the sum over the nodes only.
     mean, std
         Of each channel, that the app takes off its images: attacks and scores are in pixels from 0 to 1.
+    defences
+        Whether to put defences on what the nodes sent, as a mod of Flower would, and to read it again.
     seconds, seed, progress
         As for `leaklearn.audit`.
 
@@ -99,8 +109,9 @@ def audit_app(
     )
     setting += f", momentum {one.momentum:g}" * bool(one.momentum) + "; only the nodes' sum is seen" * secure
     table = pd.DataFrame(rows, columns=COLUMNS)
-    defences = pd.DataFrame(columns=["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))])
-    return Audit(table, defences, tuple(dict.fromkeys(app.said)), setting, work.pictures, labels)
+    names = ["defence", *(c for c in COLUMNS if c not in ("changes", "psnr_of_blank"))]
+    defended = pd.DataFrame(work.defended() if defences else [], columns=names)
+    return Audit(table, defended, tuple(dict.fromkeys(app.said)), setting, work.pictures, labels)
 
 
 class _Work:
@@ -109,6 +120,7 @@ class _Work:
     def __init__(self, app: AppRun, progress: bool) -> None:
         self.app, self.progress = app, progress
         self.pictures: dict[str, tuple[Tensor, Tensor]] = {}
+        self.reads: list[Callable[[Defence | None], dict[str, Any]]] = []  # again, of the same round, but defended
 
     def traps(self) -> Iterator[dict[str, Any]]:
         """Traps in the model's own first linear layer, sent to the app."""
@@ -127,12 +139,19 @@ class _Work:
         mine = [] if seen is None else [node for node in self.app.attacked if node in seen.received]
         if not mine:
             return
-        payload = seen.payload(self.app.own)
-        updates = seen.updates(self.app.own, self.app.protocol(mine[0]), nodes=mine, secure=self.app.secure)
+        self.reads.append(partial(self._read_traps, attack, seen, mine))
+        yield {**self.reads[-1](None), "seconds": perf_counter() - begin}
+
+    def _read_traps(self, attack: OwnLayer, seen: Round, mine: list[int], defence: Defence | None) -> dict[str, Any]:
+        """The row of a round with traps. Under a defence a blurred reading counts as well, if its picture shows it."""
+        begin, payload = perf_counter(), seen.payload(self.app.own)
+        updates = self._sent(seen, self.app.protocol(mine[0]), mine, defence)
+        if defence is not None:
+            attack = replace(attack, noise=defence.deviation(updates.protocol))
         features, client, _ = attack.read(payload, updates, self.app.public)
         leak = attack.reconstruct(payload, updates, public=self.app.public)
         layer = find_layer(payload, self.app.public.float()[:8])[0]
-        parts, made_of = [], {}
+        parts, made_of, most = [], {}, SAME_FEATURES if defence is None or defence.exact else inf
         for node in mine:
             truth = self.app.images[node].float()
             which = ((client == node) | (client == -1)).nonzero().flatten()
@@ -142,7 +161,7 @@ class _Work:
                 near, image = torch.cdist(features[which], true).min(1)
                 own = (true - true.mean(0)).norm(dim=1)[image].clamp_min(1e-12)
                 for row in (near / own).argsort(descending=True).tolist():
-                    if near[row] <= SAME_FEATURES * own[row]:
+                    if near[row] <= most * own[row]:
                         pairs.loc[int(image[row]), "reconstruction"] = int(which[row])
             have = (pairs["reconstruction"] >= 0).to_numpy()
             chosen = torch.from_numpy(pairs["reconstruction"].to_numpy().copy()[have])
@@ -152,26 +171,28 @@ class _Work:
         pairs = pd.concat(parts)
         read = pairs[pairs["reconstruction"] >= 0]
         blank = read[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
+        shows = read["psnr"] >= blank + ABOVE_BLANK_DB
+        if defence is not None:  # what shows nothing of an image is no reading of it
+            read, blank = read[shows], blank[shows]
         row = {"attack": attack.name, "changes": "weights, of the model's own layers", "labels": nan}
-        shown = int((read["psnr"] >= blank + ABOVE_BLANK_DB).sum())
-        row |= share_of(shown, len(pairs))
+        row |= share_of(int(shows.sum()), len(pairs))
         row |= {"psnr": float(read["psnr"].median()), "psnr_of_blank": float(blank.median())}
-        self.app.said.append(
-            f"Traps: of {len(read)} of {len(pairs)} images, what {layer.removeprefix('model.')} sees of them was read "
-            f"to {100 * SAME_FEATURES:g} % in one round, and {shown} pictures made of that are 3 dB above a blank. "
-            f"{len(leak)} readings were made; the attacker is not told which mix images. Other rows, and other rounds, "
-            "read other images."
-        )
-        numbers, values = features.shape[1], truth[0].numel()
-        if numbers < values:
-            self.app.said.append(f"{numbers} numbers are all that the traps see of an image's {values} values.")
-        first = mine[0]
-        found = torch.from_numpy(made_of[first].to_numpy().copy())
-        order = (found < 0).long().argsort(stable=True)[:SHOWN]
-        made = [leak.images[k] if k >= 0 else torch.full_like(truth[0], 0.5) for k in found[order].tolist()]
-        self.pictures[attack.name] = self.app.images[first].float()[order], torch.stack(made)
-        about = {"refused": refused_by(self.app.images[self.app.attacked[0]], payload), "limit": leaves(attack.name)}
-        yield {**row, **about, "seconds": perf_counter() - begin}
+        if defence is None:
+            self.app.said.append(
+                f"Traps: of {len(read)} of {len(pairs)} images, what {layer.removeprefix('model.')} sees of them was "
+                f"read to {100 * SAME_FEATURES:g} % in one round, and {int(shows.sum())} pictures made of that are 3 "
+                f"dB above a blank. {len(leak)} readings were made; the attacker is not told which mix images. Other "
+                "rows, and other rounds, read other images."
+            )
+            numbers, values = features.shape[1], truth[0].numel()
+            if numbers < values:
+                self.app.said.append(f"{numbers} numbers are all that the traps see of an image's {values} values.")
+            first = mine[0]
+            found = torch.from_numpy(made_of[first].to_numpy().copy())
+            order = (found < 0).long().argsort(stable=True)[:SHOWN]
+            made = [leak.images[k] if k >= 0 else torch.full_like(truth[0], 0.5) for k in found[order].tolist()]
+            self.pictures[attack.name] = self.app.images[first].float()[order], torch.stack(made)
+        return {**row, **self._about(attack.name, payload), "seconds": perf_counter() - begin}
 
     def first_layer(self) -> Iterator[dict[str, Any]]:
         """Of one step of SGD where the first layer is linear: that layer read, as it is and with other biases."""
@@ -193,27 +214,63 @@ class _Work:
             seen = self.app.honest if kind == "honest" else self.app.active(attack)
             if seen is None:
                 continue
-            mine, leaks = [node for node in self.app.attacked if node in seen.received], []
-            payload = seen.payload(self.app.own)
-            updates = seen.updates(self.app.own, self.app.protocol(mine[0], gradient=True), nodes=mine, lr=one.lr)
-            with warnings.catch_warnings(record=True) as raised:
-                warnings.simplefilter("always", UserWarning)
-                leak, found = attack.reconstruct(payload, updates), []
+            self.reads.append(partial(self._read_first_layer, attack, changes, seen))
+            yield {**self.reads[-1](None), "seconds": perf_counter() - begin}
+
+    def _read_first_layer(
+        self, attack: PeeledLayer, changes: str, seen: Round, defence: Defence | None
+    ) -> dict[str, Any]:
+        """The row of a round whose first layer is peeled."""
+        begin, lr = perf_counter(), self.app.watched[self.app.attacked[0]].lr
+        mine, found, labels = [node for node in self.app.attacked if node in seen.received], [], []
+        payload = seen.payload(self.app.own)
+        updates = self._sent(seen, self.app.protocol(mine[0], gradient=True), mine, defence, lr=lr)
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always", UserWarning)
+            leak = attack.reconstruct(payload, updates)
+        if defence is None:
             self.app.said += [str(each.message).replace(f"{attack.name}:", f"{label(attack.name)}:") for each in raised]
-            for node in mine:
-                part = leak[leak.client == node]
-                found.append(score(part, self.app.truth(node), READABLE_DB, with_ssim=False))
-                leaks.append((part.labels == found[-1].true_labels).float())
-            leaked = pd.concat([each.images[each.images["leaked"]]["psnr"] for each in found])
-            row = {"attack": attack.name, "changes": changes, "psnr_of_blank": nan}
-            row |= share_of(sum(each.leaked for each in found), sum(each.attacked for each in found))
-            right = torch.cat(leaks)
-            row |= {"psnr": float(leaked.median()), "labels": float(right.mean()) if len(right) else nan}
-            about = {
-                "refused": refused_by(self.app.images[self.app.attacked[0]], payload),
-                "limit": leaves(attack.name),
-            }
-            yield {**row, **about, "seconds": perf_counter() - begin}
+        for node in mine:
+            part = leak[leak.client == node]
+            found.append(score(part, self.app.truth(node), READABLE_DB, with_ssim=False))
+            labels.append((part.labels == found[-1].true_labels).float())
+        leaked = pd.concat([each.images[each.images["leaked"]]["psnr"] for each in found])
+        row = {"attack": attack.name, "changes": changes, "psnr_of_blank": nan}
+        row |= share_of(sum(each.leaked for each in found), sum(each.attacked for each in found))
+        right = torch.cat(labels)
+        row |= {"psnr": float(leaked.median()), "labels": float(right.mean()) if len(right) else nan}
+        return {**row, **self._about(attack.name, payload), "seconds": perf_counter() - begin}
+
+    def _sent(
+        self, seen: Round, protocol: Protocol, nodes: list[int], defence: Defence | None, lr: float | None = None
+    ) -> Updates:
+        """What the server sees of a round, each node's update changed by the defence first, as by a mod of Flower."""
+        found = seen.updates(self.app.own, protocol, nodes=nodes, lr=lr)
+        if defence is not None:
+            step = -lr if lr else 1.0  # a gradient's defence works on the weights' change
+            moved = {name: value * step for name, value in found.tensors.items()}
+            moved = defence.change(moved, [self.app.seed * 1_000_003 + node for node in nodes])
+            found = replace(found, tensors={name: value / step for name, value in moved.items()})
+        return secure_sum(seen.payload(self.app.own), [found], len(nodes)) if self.app.secure else found
+
+    def _about(self, attack: str, payload: Payload) -> dict[str, str]:
+        """Which tests would warn a node, and what the attack leaves open."""
+        return {"refused": refused_by(self.app.images[self.app.attacked[0]], payload), "limit": leaves(attack)}
+
+    def defended(self) -> Iterator[dict[str, Any]]:
+        """Under each defence the row of that attack which takes most, of the rounds attacked before."""
+        if not self.reads:
+            return
+        cases: list[tuple[str, Defence]] = [("updates of 16 bits", HalfPrecision())]
+        if batch_norm_buffers(self.app.model):
+            self.app.said.append("Noise was not tried: batch norm's statistics would go out without it.")
+        else:
+            cases += [(f"updates clipped to 1, noise z = {z:g}", GaussianNoise(z, 1.0)) for z in (0.001, 0.01, 0.1)]
+        for name, defence in cases:
+            self._tell(f"{name} ...")
+            found = [read(defence) for read in self.reads]
+            strongest, tried = max(found, key=lambda row: row["leak_rate"]), [row["attack"] for row in found]
+            yield {"defence": name, **strongest, "limit": leaves_defended(tried, planned=False)}
 
     def inversion(self, seconds: float) -> Iterator[dict[str, Any]]:
         """Gradient inversion of what the app sends to an honest server."""

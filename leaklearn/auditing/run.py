@@ -107,8 +107,8 @@ def audit(
 
         if model is not None or images is not None or protocol is not None:
             raise TypeError("an app brings its images and what it does with them: give server_model= and nodes= only")
-        about = {"secure": secure, "mean": mean, "std": std, "seconds": seconds, "seed": seed, "progress": progress}
-        return audit_app(client_app, **about, **flower)
+        about = {"secure": secure, "mean": mean, "std": std, "seconds": seconds, "defences": defences, "seed": seed}
+        return audit_app(client_app, **about, progress=progress, **flower)
     if model is None or flower:
         raise TypeError(
             f"give a model and images, or client_app= and server_model= ({', '.join(flower) or 'no model'})"

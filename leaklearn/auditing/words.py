@@ -74,10 +74,12 @@ def leaves(attack: str, **about: object) -> str:
     return _LEAVES.get(attack, _CHANGED).format(**about)
 
 
-def leaves_defended(attacks: Sequence[str]) -> str:
-    """What the strongest of several attacks on defended clients leaves open."""
+def leaves_defended(attacks: Sequence[str], *, planned: bool = True) -> str:
+    """What the strongest of several attacks on defended clients leaves open; `planned`: they were made for them."""
     names = "; ".join(dict.fromkeys(map(label, attacks)))
-    return f"Tried: {names}; each knows the defence. Not tried: inversion, more rounds."
+    knows = "each knows the defence" if planned else "of the round without the defence, known when it was read"
+    made = "" if planned else "a model made for defended clients, "
+    return f"Tried: {names}; {knows}. Not tried: {made}inversion, more rounds."
 
 
 def setting(model: str, clients: int, protocol: Protocol, secure: bool) -> str:

@@ -44,6 +44,10 @@ HELD_OUT = 0.25
 """Share of the public images that choose the penalty, and whether convolutions are set to pass the image on."""
 ABOVE_ROUNDING = 30.0
 """How far a bias must have moved beyond float32's rounding for its neuron to be read."""
+ABOVE_NOISE = 3.0
+"""How far beyond the noise that clients add, in standard deviations."""
+ROOM_FOR_NOISE = 5.0
+"""By how many standard deviations of its noise a reading may leave the features' range."""
 SLACK = 0.02
 """How far a reading may leave the features' range over public images, in units of that range."""
 
@@ -62,6 +66,7 @@ class OwnLayer:
     lr: float = 0.01
     visits: int = 1
     seed: int = 0  # of the rows
+    noise: float = 0.0  # standard deviation of what each client adds to every coordinate, of which the attacker knows
 
     name = "own_layer"
     source = "Boenisch et al., EuroS&P 2023, and Nowak et al., arXiv 2406.18745, within the client's own model: ours"
@@ -127,7 +132,8 @@ class OwnLayer:
     def read(self, payload: Payload, updates: Updates, public: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
         """Features (M, D) that single neurons hold, whose they are (-1: of a sum), and the neuron, (M,) int64 each.
 
-        From weight differences or gradients, of single clients or their sum; what cannot be features is left out.
+        From weight differences or gradients, of single clients or their sum; what cannot be features is left out, with
+        room for the clients' noise.
         """
         images = public.float()
         layer, _, _ = find_layer(payload, images[:8])
@@ -136,17 +142,20 @@ class OwnLayer:
         room = SLACK * float((high - low).max())
         weight, bias = (payload.parameters[f"{layer}.{part}"] for part in ("weight", "bias"))
         single = len(updates.tensors[f"{layer}.weight"]) == len(updates.clients)
+        noise = self.noise * math.sqrt(len(updates) if updates.summed else 1)
         found, senders, neurons = [], [], []
         for row, client in enumerate(updates.clients.tolist() if single and not updates.summed else [-1]):
             moved, by = (updates.tensors[f"{layer}.{part}"][row] for part in ("weight", "bias"))
             least = torch.zeros_like(bias)
             if updates.kind == "delta":
                 least = ABOVE_ROUNDING * UNIT_ROUNDOFF * bias.abs().maximum(weight.abs().amax(1))
-            live = (by.abs() > least).nonzero().flatten()
+            live = (by.abs() > least + ABOVE_NOISE * noise).nonzero().flatten()
             features = moved[live] / by[live].unsqueeze(1)
             over = ((features - high).clamp_min(0) + (low - features).clamp_min(0)).amax(1)
-            good = over <= room
-            found.append(features[good])
+            blur = ROOM_FOR_NOISE * noise / by[live].abs() * (1 + high.abs().maximum(low.abs()).max())
+            good = over <= room + blur
+            features = features[good]
+            found.append(features.clamp(low - room, high + room) if noise else features)
             neurons.append(live[good])
             senders.append(torch.full((int(good.sum()),), client))
         features, client, neuron = (torch.cat(part) for part in (found, senders, neurons))
