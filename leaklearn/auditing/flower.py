@@ -29,7 +29,7 @@ from leaklearn.auditing.app import AppRun
 from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.run import INVERTED, SHOWN, iterations_in, refused_by
 from leaklearn.auditing.seen import quality_where_seen
-from leaklearn.auditing.words import leaves, leaves_defended, share_of
+from leaklearn.auditing.words import counted, leaves, leaves_defended, share_of
 from leaklearn.evaluation import label_accuracy, psnr, score, with_blanks
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.federated import GaussianNoise, HalfPrecision, Payload, Updates
@@ -312,9 +312,9 @@ class _Work:
         row |= share_of(int(pairs["readable"].sum()), len(pairs))
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
         self.app.said.append(
-            f"Gradient inversion had {iterations} iterations on {len(same)} nodes; more time may read more."
+            f"Gradient inversion had {iterations} iterations on {counted(len(same), 'node')}; more time may read more."
         )
-        limit = leaves("gradient_inversion", iterations=iterations, clients=len(same))
+        limit = leaves("gradient_inversion", iterations=iterations, clients=counted(len(same), "node"))
         yield {**row, "limit": limit, "seconds": perf_counter() - begin}
 
     def labels(self) -> tuple[float, float] | None:

@@ -208,7 +208,7 @@ def _collected(source: Any) -> tuple[Tensor, Tensor]:
     pairs, count = [], 0
     try:
         for item in source:
-            image, label = (torch.as_tensor(np.asarray(part)) for part in item[:2])
+            image, label = (torch.as_tensor(np.asarray(part).copy()) for part in item[:2])
             batched = label.ndim > 0
             pairs.append((image if batched else image.unsqueeze(0), label.reshape(-1)))
             count += len(pairs[-1][1])

@@ -21,7 +21,7 @@ from leaklearn.auditing.found import COLUMNS, Audit
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.seen import quality_where_seen
-from leaklearn.auditing.words import NOT_TESTED, UNLABELLED, leaves, leaves_defended, setting, share_of
+from leaklearn.auditing.words import NOT_TESTED, UNLABELLED, counted, leaves, leaves_defended, setting, share_of
 from leaklearn.data.images import Dataset, ImageSet
 from leaklearn.experiments.bench import Bench, Exchange
 from leaklearn.federated import Client, Dither, FedSGD, HalfPrecision, Payload, PrivateSGD, SubpixelShift
@@ -258,12 +258,12 @@ class _Work:
         row |= share_of(int(pairs["readable"].sum()), len(pairs))
         blank = pairs[["psnr_of_mean_colour", "psnr_of_mean_image"]].max(axis=1)
         row |= {"psnr": float(pairs["psnr"].median()), "psnr_of_blank": float(blank.median())}
-        tried = {"iterations": iterations, "clients": len(found.truth.clients)}
+        tried = {"iterations": iterations, "clients": counted(len(found.truth.clients), "client")}
         row |= {"labels": found.label_accuracy, "refused": "", "limit": leaves("gradient_inversion", **tried)}
         self._show("gradient_inversion", found, pairs)
         self.said.append(
-            f"Gradient inversion had {iterations} iterations on {len(found.truth.clients)} clients; with more time, or "
-            "a stronger prior, more may be read."
+            f"Gradient inversion had {iterations} iterations on {tried['clients']}; with more time, or a stronger "
+            "prior, more may be read."
         )
         return [{**row, "seconds": perf_counter() - begin}]
 

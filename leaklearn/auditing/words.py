@@ -28,7 +28,7 @@ _DOES = {
 _LEAVES = {
     "peeled_honest": "One batch at a time. More neurons in the first layer, or several rounds, may give more.",
     "own_layer": "One round and one draw of weights; other weights, and other rounds, read other images.",
-    "gradient_inversion": "{iterations} iterations on {clients} clients, one round, no learned model of such images. "
+    "gradient_inversion": "{iterations} iterations on {clients}, one round, no learned model of such images. "
     "More time, several rounds or a better prior may read more.",
 }
 UNLABELLED = (
@@ -74,6 +74,11 @@ def leaves(attack: str, **about: object) -> str:
     return _LEAVES.get(attack, _CHANGED).format(**about)
 
 
+def counted(number: int, what: str) -> str:
+    """1 client, 2 clients."""
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def leaves_defended(attacks: Sequence[str], *, planned: bool = True) -> str:
     """What the strongest of several attacks on defended clients leaves open; `planned`: they were made for them."""
     names = "; ".join(dict.fromkeys(map(label, attacks)))
@@ -86,10 +91,10 @@ def setting(model: str, clients: int, protocol: Protocol, secure: bool) -> str:
     """What was audited, in a sentence without its full stop."""
     what = f"one gradient of {protocol.batch_size} images (FedSGD)"
     if isinstance(protocol, FedAvg):
-        steps = f"{protocol.local_steps} step{'s' if protocol.local_steps > 1 else ''} of {protocol.batch_size} images"
+        steps = f"{counted(protocol.local_steps, 'step')} of {protocol.batch_size} images"
         what = f"the change of its weights over {steps} with learning rate {protocol.lr:g} (FedAvg)"
     seen = "; the server sees only their sum (secure aggregation)" if secure else ""
-    return f"The model {model}; {clients} client{'s' if clients > 1 else ''}, each sending {what}{seen}"
+    return f"The model {model}; {counted(clients, 'client')}, each sending {what}{seen}"
 
 
 def next_steps(found: Audit) -> Iterator[str]:
