@@ -17,7 +17,7 @@ from leaklearn.auditing import figures
 from leaklearn.auditing.inputs import OwnModel, image_set
 from leaklearn.auditing.off_grid import AsGiven
 from leaklearn.auditing.page import page
-from leaklearn.auditing.words import NOT_TESTED, next_steps
+from leaklearn.auditing.words import NOT_TESTED, in_percent, next_steps, share_of
 from leaklearn.federated import Dither
 
 
@@ -269,3 +269,16 @@ def test_clients_train_on_what_was_given(digits):
     assert AsGiven.of(images[:5]) is None  # a selection is a plain set
     dithered = replace(clients, inner=Dither(0.5)).trained_on(images.float().unsqueeze(0), [0])[0]
     assert 0 < float((dithered - floats).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("leaked", "images", "told"),
+    [
+        (0, 2560, ("0", "0", "0.15")),  # not "0 to 0": what may still be there is told
+        (16, 2560, ("0.62", "0.39", "1.01")),
+        (0, 8, ("0", "0", "32")),
+        (8, 8, ("100", "68", "100")),
+    ],
+)
+def test_a_share_in_percent_never_rounds_what_may_be_there_to_none(leaked, images, told):
+    assert in_percent(share_of(leaked, images)) == told

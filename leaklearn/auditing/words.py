@@ -136,10 +136,8 @@ def _defences(found: Audit) -> Iterator[str]:
     before = found.attacks["leak_rate"].max()
     helped = found.defences[found.defences["leak_rate"] <= HELPS * before] if before > 0 else found.defences[:0]
     if len(helped):
-        each = [
-            f"{row.defence} (left: {100 * row.leak_rate:.0f} %, at most {100 * row.high:.0f})"
-            for row in helped.itertuples()
-        ]
+        told = [(row["defence"], in_percent(row)) for _, row in helped.iterrows()]
+        each = [f"{defence} (left: {rate} %, at most {high})" for defence, (rate, _, high) in told]
         text = f"Of the defences tried, these took at least half of the leak away: {'; '.join(each)}. "
         yield text + "Each costs accuracy: train once with it before you rely on it."
     elif before > 0:
@@ -160,6 +158,7 @@ def percent(row: pd.Series) -> str:
 
 def in_percent(row: pd.Series | dict) -> tuple[str, str, str]:
     """A row's leak rate and the ends of its interval in percent; some of many thousands are not rounded to none."""
-    digits = 2 if 0 < row["leak_rate"] < 0.01 else 0
-    rate, low, high = (f"{100 * row[name]:.{digits}f}" for name in ("leak_rate", "low", "high"))
+    digits = 2 if 0 < row["leak_rate"] < 0.01 or row["high"] < 0.01 else 0
+    shown = [100 * row[name] for name in ("leak_rate", "low", "high")]
+    rate, low, high = (f"{value:.{digits}f}" if value else "0" for value in shown)
     return rate, low, high
