@@ -143,7 +143,7 @@ def _what_leaks(dataset: str, frame: pd.DataFrame) -> Finding:
     gaps = [percent(rows["leak_rate"] - rows["expected_leak_rate"]) for _, rows in kinds]
     far, fewest = max(gaps, key=lambda gap: abs(gap.mean)), min(gap.n for gap in gaps)
     rates = loki.groupby("local_steps")["leak_rate"].mean()
-    why = f"LOKI leaks {100 * rates.iloc[0]:.1f} % at {rates.index[0]} local step{'s' * (rates.index[0] != 1)}, "
+    why = f"LOKI leaks {100 * rates.iloc[0]:.1f} % at {rates.index[0]} local step{'' if rates.index[0] == 1 else 's'}, "
     why += f"{100 * rates.iloc[-1]:.1f} % at {rates.index[-1]}; farthest from the closed form {far.mean:+.2f} points"
     single = frame[~frame["attack"].isin(["loki", "peeled_loki", NO_ATTACK]) & (frame["local_epochs"] == 1)]
     psnr = single.groupby("local_steps")["psnr"].mean()
