@@ -78,13 +78,13 @@ def test_quality_that_rises_at_a_step():
     bent = quality(b1=17.0, b4=12.5, b16=12.9, b100=13.3)
     found = only(quality_falls(bent))
     assert found.verdict == "not reproduced"
-    assert "1 of 3 steps of psnr fall for sure, it rises from 4 to 16 by +0.40" in found.why
+    assert "1 of 3 steps of PSNR fall for sure, it rises from 4 to 16 by +0.40" in found.why
     assert "16 to 100 by +0.40" in found.why
     assert found.measured == pytest.approx(0.4)
     assert only(quality_falls(quality(b1=20.0, b4=20.0))).verdict == "not reproduced"  # nothing falls
     mixed = only(quality_falls(pd.concat([quality(**FALLING), quality(model="lenet", b1=20.0, b4=20.5)])))
     assert mixed.verdict == "partly"
-    assert "lenet, fast, 400 iterations: 0 of 1 steps" in mixed.why
+    assert "LeNet, fast (ours), 400 iterations: 0 of 1 steps" in mixed.why
     assert only(quality_falls(worth(quality(**FALLING), slope=0.1))).verdict == "partly"
 
 
@@ -93,23 +93,23 @@ def test_a_step_that_is_not_sure_leaves_the_claim_open():
     table.loc[table["batch_size"] == 16, "psnr"] += [0.5, -0.5, 0.0]
     found = only(quality_falls(worth(table, slope=-0.1)))
     assert found.verdict == "partly"
-    assert "1 of 2 steps of psnr fall for sure, weakest from 4 to 16" in found.why
+    assert "1 of 2 steps of PSNR fall for sure, weakest from 4 to 16" in found.why
 
 
 def test_two_lengths_of_one_attack_are_two_curves():
     longer = quality(**{name: psnr + 5 for name, psnr in FALLING.items()}).assign(iterations=1000)
     found = only(quality_falls(pd.concat([quality(**FALLING), longer])))
-    assert "convnet, fast, 400 iterations: 2 of 2" in found.why
-    assert "convnet, fast, 1,000 iterations: 2 of 2" in found.why
+    assert "ConvNet, fast (ours), 400 iterations: 2 of 2" in found.why
+    assert "ConvNet, fast (ours), 1,000 iterations: 2 of 2" in found.why
 
 
 def test_the_cost_is_told_and_how_far_it_is_cut():
     table = pd.concat([costs(inverting_gradients=60.0, fast=1.0), costs(model="lenet", inverting_gradients=0.2)])
     resnet, lenet = cost(table)
-    assert (resnet.verdict, resnet.detail) == ("measured", "resnet18 on cpu")
+    assert (resnet.verdict, resnet.detail) == ("measured", "ResNet-18 on cpu")
     assert resnet.measured == pytest.approx(60)
     assert resnet.low < 60 < resnet.high
-    assert "the cheapest, fast, takes 1 [" in resnet.why
+    assert "the cheapest, fast (ours), takes 1 [" in resnet.why
     assert "60 [60, 60] times less" in resnet.why  # of each seed's own ratio
     assert "24,000 iterations" in resnet.why
     assert lenet.verdict == "measured"  # a question: a small price is an answer too
@@ -138,8 +138,8 @@ def test_psnr_beside_p4(psnr, seeds, verdict):
 def test_p4_rests_on_the_best_network_and_tells_the_others():
     found = only(psnr_number(pd.concat([quality(model="resnet18", b4=14.0), quality(b4=28.0)]), P4))
     assert found.measured == pytest.approx(28.0)
-    assert found.why.startswith("convnet, fast, 400 iterations, batch size 4: +0.12 dB")
-    assert "resnet18, fast, 400 iterations, batch size 4: 14.00 dB" in found.why
+    assert found.why.startswith("ConvNet, fast (ours), 400 iterations, batch size 4: +0.12 dB")
+    assert "ResNet-18, fast (ours), 400 iterations, batch size 4: 14.00 dB" in found.why
     other = only(psnr_number(quality("mnist5k", b4=28.0), P4))
     assert other.verdict == "not comparable"
     assert "the paper's number is for CIFAR-10" in other.why

@@ -20,6 +20,7 @@ from leaklearn.project import PROJECT
 from leaklearn.report import results
 from leaklearn.report.claims import judge, read_tables, summarise_verdicts, verdict_line
 from leaklearn.report.findings import OPENING, finding
+from leaklearn.report.names import label
 from leaklearn.report.paper import KNOWN, STATEMENTS
 from leaklearn.report.tables import Table, short, shown
 
@@ -136,6 +137,7 @@ def template(name: str) -> Template:
         "moment": moment,
         "words": words,
         "held": held,
+        "label": label,
         "coded": coded,
     }
     environment.globals["widest_in_print"] = WIDEST_IN_PRINT

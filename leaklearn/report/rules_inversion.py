@@ -13,6 +13,7 @@ import pandas as pd
 
 from leaklearn.evaluation.leakage import ABOVE_BLANK_DB, READABLE_DB
 from leaklearn.evaluation.statistics import Interval
+from leaklearn.report.names import label
 from leaklearn.report.verdicts import (
     DATASET,
     MEASURED,
@@ -68,7 +69,7 @@ def _falls(dataset: str, frame: pd.DataFrame) -> Finding:
             told = rising or [max(steps, key=lambda step: steps[step].mean)]
             told = ", ".join(f"{step} by {_span(steps[step].scaled(scale), '+.2f')} {unit}" for step in told)
             sure = sum(step.high < 0 for step in steps.values())
-            text = f"{name}: {sure} of {len(steps)} steps of {column} fall for sure"
+            text = f"{name}: {sure} of {len(steps)} steps of {label(column)} fall for sure"
             reasons.append(f"{text}, {'it rises' if rising else 'weakest'} from {told}")
     if len(measured) == 1:
         states.append("open")
@@ -91,7 +92,7 @@ def _steps(frame: pd.DataFrame, column: str) -> dict[str, dict[str, Interval]]:
         by_size = curve.pivot_table(index="seed", columns="batch_size", values=column).sort_index(axis=1)
         steps = {f"{small} to {large}": over(by_size[large] - by_size[small]) for small, large in pairwise(by_size)}
         if any(step.n for step in steps.values()):
-            text = "{}, {}, {:,} iterations".format(*names)
+            text = f"{label(names[0])}, {label(names[1])}, {names[2]:,} iterations"
             found[text] = {words: step for words, step in steps.items() if step.n}
     return found
 
@@ -113,7 +114,7 @@ def cost(gi_cost: pd.DataFrame) -> list[Finding]:
     """
     found = []
     for (dataset, model, device), frame in gi_cost.groupby(["dataset", "model", "device"], sort=False):
-        part, batch = f"{model} on {device}", _nearest_batch(frame)
+        part, batch = f"{label(model)} on {device}", _nearest_batch(frame)
         days = frame[frame["batch_size"] == batch].pivot_table(index="seed", columns="attack", values="days_for_50k")
         if PUBLISHED not in days:
             found.append(Finding(str(dataset), NOT_RUN, f"{PUBLISHED} is not in the table gi_cost", detail=part))
@@ -122,7 +123,7 @@ def cost(gi_cost: pd.DataFrame) -> list[Finding]:
         why = f"batch size {batch}; {_iterations(frame, PUBLISHED)}"
         if cheapest != PUBLISHED:
             least, times = over(days[cheapest]), over(days[PUBLISHED] / days[cheapest])
-            why += f"; the cheapest, {cheapest}, takes {_span(least)} days, {_span(times)} times less"
+            why += f"; the cheapest, {label(cheapest)}, takes {_span(least)} days, {_span(times)} times less"
         why += f"; timed with {count_seeds(published.n)}"
         values = (published.mean, published.low, published.high, "days for 50,000 images")
         found.append(Finding(str(dataset), MEASURED, why, *values, detail=part))
@@ -165,7 +166,7 @@ def days_number(gi_cost: pd.DataFrame, targets: Mapping[int, float]) -> list[Fin
         why = f"{_iterations(frame, PUBLISHED)}; {apart} than the paper's, whose network is unknown"
         if dataset != DATASET or str(device).lower().startswith("cpu"):
             verdict = NOT_COMPARABLE
-            why = f"measured on {dataset} and {device}, the paper's number is for CIFAR-10 on one A100; {why}"
+            why = f"measured on {label(dataset)} and {device}, the paper's number is for CIFAR-10 on one A100; {why}"
         elif ratio > TIMES:
             verdict = NOT_REPRODUCED
         else:
@@ -210,7 +211,7 @@ def _best_first(frame: pd.DataFrame, measure: str) -> list[tuple[str, Interval]]
 
 
 def _words(model: str, attack: str, iterations: int, batch_size: int) -> str:
-    return f"{model}, {attack}, {iterations:,} iterations, batch size {batch_size}"
+    return f"{label(model)}, {label(attack)}, {iterations:,} iterations, batch size {batch_size}"
 
 
 def _nearest_batch(frame: pd.DataFrame) -> int:
@@ -219,7 +220,7 @@ def _nearest_batch(frame: pd.DataFrame) -> int:
 
 def _iterations(frame: pd.DataFrame, attack: str) -> str:
     counts = sorted(frame.loc[frame["attack"] == attack, "iterations"].unique())
-    return f"{attack} with {', '.join(f'{count:,}' for count in counts)} iterations"
+    return f"{label(attack)} with {', '.join(f'{count:,}' for count in counts)} iterations"
 
 
 FACTORS = {
