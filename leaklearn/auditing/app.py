@@ -69,8 +69,9 @@ class AppRun:
             "An image counts as leaked from 20 dB on, of gradient inversion only where that is also 3 dB above a "
             "picture that shows nothing of it; of traps where a reading is of this image alone and as far above such a "
             "picture.",
-            "Defences were put on what the app sent, as a mod of Flower would. What changes images or training was not "
-            "tried: put it into the app and audit it again.",
+            "Defences were put on what the app sent, as a mod of Flower would. The attacks were made for clients "
+            "without them, and one made for noise may read more: nothing read under noise proves nothing. What changes "
+            "images or training was not tried: put it into the app and audit it again.",
         ]
         if secure:
             self.said.append(
